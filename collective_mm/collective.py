@@ -1,0 +1,310 @@
+"""The differentiable ops: each one's gradient is the other.
+
+We write `y = x @ w`. A *column-sharded* `w[D, F_m]` gathers its input, a
+*row-sharded* `w[F_m, D]` reduce-scatters its output. (The paper writes
+`y = A x` with `A = w.T` and so has the two words the other way round.)
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from collective_mm import ring_matmul
+from collective_mm.mesh import AxisName, axis_size, vary_alike
+from collective_mm.ring_matmul import Route
+
+SCHEDULES = ("auto", "unoverlapped", "async", "one_way", "two_way")
+SAVED_NAME = "all_gather_matmul_x"
+"""`checkpoint_name` of the gathered input that `dw="save"` keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  forward: Route
+  backward: Route
+  save: bool = False
+
+
+def all_gather_matmul(
+  x: jax.Array,
+  w: jax.Array | tuple[jax.Array, ...],
+  *,
+  axis_name: AxisName,
+  gather_dim: int,
+  schedule: str | tuple[str, str] = "auto",
+  chunks: int = 1,
+  accum_dtype: jax.typing.DTypeLike = jnp.float32,
+  dw: str = "regather",
+) -> jax.Array | tuple[jax.Array, ...]:
+  """Returns `all_gather(x, gather_dim) @ w`, sending and multiplying at once.
+
+      x[B_m, S, D] @ w[D, F_m] -> y[B, S, F_m]     gather_dim=0 (or 1: S_m)
+      x[B, S, D_m] @ w[D, F_m] -> y[B, S, F_m]     gather_dim=-1
+
+  `m` is `axis_name`, of size `t`. On ring step `i` device `d` multiplies the
+  chunk of `x` that began on device `(d - i) % t` and sends that same chunk to
+  device `(d + 1) % t`; a two-way ring sends the other half of each chunk the
+  other way round. Backward is rings too: `dx` is a `matmul_reduce_scatter` of
+  `dy @ w.T`, and `x` is gathered again for `dw = x.T @ dy`. Call inside
+  `jax.shard_map`.
+
+  Args:
+    x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`.
+    w: `[D, F/t]` column shard, or a tuple of them that share the one gather.
+    axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
+    gather_dim: the dim of `x` that is sharded; the last one is contracted.
+    schedule: "auto", "unoverlapped", "async" (the compiler's own collective),
+      "one_way" or "two_way", or a pair for (forward, backward).
+    chunks: pieces that each direction of the ring cuts a chunk into.
+    accum_dtype: dtype in which products are summed.
+    dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
+      gathered `x`, under the checkpoint name "all_gather_matmul_x".
+
+  Returns:
+    `[..., F/t]` in the dtype of `x`, or a tuple of them, one for each `w`.
+
+  Raises:
+    ValueError: if shapes, the dim, the axis or an option do not fit.
+
+  Cost: `t - 1` sends of `x.nbytes` (two-way: `2 (t - 1)` of half of that),
+    beside `2 * x.size * t * F / t` FLOPs; backward sends twice as much.
+
+  Example (four devices):
+    >>> mesh = make_mesh(data=1, model=4, devices=jax.devices()[:4])
+    >>> dense = jax.shard_map(
+    ...     lambda x, w: all_gather_matmul(
+    ...         x, w, axis_name="model", gather_dim=-1),
+    ...     mesh=mesh, in_specs=(jax.P(None, "model"), jax.P(None, "model")),
+    ...     out_specs=jax.P(None, "model"))
+    >>> y = jax.jit(dense)(jnp.ones((2, 8)), jnp.ones((8, 16)))
+    >>> y.shape, float(y.max())
+    ((2, 16), 8.0)
+  """
+  ws = w if isinstance(w, tuple) else (w,)
+  size = axis_size(axis_name)
+  dim = _dim("gather_dim", gather_dim, "x", x)
+  by_rows = dim != x.ndim - 1
+  for i, wi in enumerate(ws):
+    name = f"w[{i}]" if isinstance(w, tuple) else "w"
+    rows = x.shape[-1] if by_rows else size * x.shape[-1]
+    if wi.ndim != 2 or wi.shape[0] != rows:
+      factors = "" if by_rows else f"{size} x {x.shape[-1]} = "
+      raise ValueError(
+        f"{name} must be a matrix of {factors}{rows} rows for "
+        f"gather_dim={gather_dim} (axis {axis_name!r} has size {size}), got "
+        f"{name}.shape={wi.shape}, x.shape={x.shape}"
+      )
+  if dw not in ("regather", "save"):
+    raise ValueError(f'dw must be "regather" or "save", got {dw!r}')
+  forward, backward = _routes(
+    axis_name, x.ndim, dim, schedule, chunks, accum_dtype, None
+  )
+  plan = _Plan(forward, backward, save=dw == "save")
+  x, *ws = vary_alike(axis_name, x, *ws)
+  ys = _gather_op(plan, _rows_first(x, dim), tuple(ws))
+  ys = tuple(_undo_rows_first(y, dim, x.ndim) for y in ys)
+  return ys if isinstance(w, tuple) else ys[0]
+
+
+def matmul_reduce_scatter(
+  x: jax.Array | tuple[jax.Array, ...],
+  w: jax.Array | tuple[jax.Array, ...],
+  *,
+  axis_name: AxisName,
+  scatter_dim: int,
+  schedule: str | tuple[str, str] = "auto",
+  chunks: int = 1,
+  accum_dtype: jax.typing.DTypeLike = jnp.float32,
+  wire_dtype: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+  """Returns `reduce_scatter(x @ w, scatter_dim)`, multiplying while summing.
+
+      x[B, S, F_m] @ w[F_m, D] -> y[B_m, S, D]     scatter_dim=0 (or 1: S_m)
+      x[B, S, F_m] @ w[F_m, D] -> y[B, S, D_m]     scatter_dim=-1
+
+  `m` is `axis_name`, of size `t`. On ring step `i` device `d` multiplies its
+  share of the chunk that will end on device `(d - i - 1) % t`, adds the sum
+  that came from device `(d - 1) % t` and sends the result on. Backward is a
+  ring too: `dy` is gathered once and feeds both `dx = dy @ w.T` and
+  `dw = x.T @ dy`. Call inside `jax.shard_map`.
+
+  Args:
+    x: `[..., F/t]`, or a tuple of inputs whose products are added up.
+    w: `[F/t, D]` row shard, or a tuple, one for each `x`.
+    axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
+    scatter_dim: the dim of `y` that comes out sharded; `t` must divide it.
+    schedule: as in `all_gather_matmul`.
+    chunks: pieces that each direction of the ring cuts a chunk into.
+    accum_dtype: dtype in which local products are summed.
+    wire_dtype: dtype in which partial sums travel; the dtype of `x` if not
+      given, which rounds `t - 1` times.
+
+  Returns:
+    `[..., D]` with `scatter_dim` cut by `t`, in the dtype of `x`.
+
+  Raises:
+    ValueError: if shapes, the dim, the axis or an option do not fit.
+
+  Cost: `t - 1` sends of `y.nbytes` in `wire_dtype` (two-way: `2 (t - 1)` of
+    half of that) beside `2 * x.size * D` FLOPs; backward sends as much.
+
+  Example (four devices):
+    >>> mesh = make_mesh(data=1, model=4, devices=jax.devices()[:4])
+    >>> dense = jax.shard_map(
+    ...     lambda x, w: matmul_reduce_scatter(
+    ...         x, w, axis_name="model", scatter_dim=0),
+    ...     mesh=mesh, in_specs=(jax.P(None, "model"), jax.P("model", None)),
+    ...     out_specs=jax.P("model", None))
+    >>> y = jax.jit(dense)(jnp.ones((8, 16)), jnp.ones((16, 4)))
+    >>> y.shape, float(y.max())
+    ((8, 4), 16.0)
+  """
+  xs = x if isinstance(x, tuple) else (x,)
+  ws = w if isinstance(w, tuple) else (w,)
+  size = axis_size(axis_name)
+  if len(xs) != len(ws):
+    raise ValueError(
+      f"x and w must be tuples of one length, got {len(xs)} and {len(ws)}"
+    )
+  dim = _dim("scatter_dim", scatter_dim, "y", xs[0])
+  by_rows = dim != xs[0].ndim - 1
+  for i, (xi, wi) in enumerate(zip(xs, ws, strict=True)):
+    if wi.ndim != 2 or xi.shape[-1] != wi.shape[0]:
+      raise ValueError(
+        f"w must be a matrix with a row for each of the {xi.shape[-1]} "
+        f"features of x, got w.shape={wi.shape}, x.shape={xi.shape} (pair {i})"
+      )
+    if xi.shape[:-1] != xs[0].shape[:-1] or wi.shape[1] != ws[0].shape[1]:
+      raise ValueError(
+        f"every product x @ w must have the shape of the first, "
+        f"{(*xs[0].shape[:-1], ws[0].shape[1])}, got "
+        f"{(*xi.shape[:-1], wi.shape[1])} (pair {i})"
+      )
+  whole = xs[0].shape[dim] if by_rows else ws[0].shape[1]
+  if whole % size:
+    raise ValueError(
+      f"axis {axis_name!r} must divide dim {scatter_dim} of y: {whole} is not "
+      f"a multiple of {size}"
+    )
+  forward, backward = _routes(
+    axis_name, xs[0].ndim, dim, schedule, chunks, accum_dtype, wire_dtype
+  )
+  arrays = vary_alike(axis_name, *xs, *ws)
+  xs, ws = arrays[: len(xs)], arrays[len(xs) :]
+  rows_first = tuple(_rows_first(xi, dim) for xi in xs)
+  y = _scatter_op(_Plan(forward, backward), rows_first, ws)
+  return _undo_rows_first(y, dim, xs[0].ndim)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather_op(plan, x, ws):
+  return ring_matmul.gather_matmul(x, ws, plan.forward)[0]
+
+
+def _gather_op_forward(plan, x, ws):
+  ys, full = ring_matmul.gather_matmul(x, ws, plan.forward, keep=plan.save)
+  return ys, (checkpoint_name(full, SAVED_NAME) if plan.save else x, ws)
+
+
+def _gather_op_backward(plan, residuals, dys):
+  x, ws = residuals
+  route = plan.backward
+  dx = ring_matmul.matmul_scatter(dys, ws, route, transpose=True)
+  # Without the barrier the compiler finds that forward gathered the same `x`,
+  # and keeps that copy alive until here.
+  full = x if plan.save else ring_matmul.gather(_keep_apart(x), route)
+  dws = tuple(
+    ring_matmul.outer(full, dy, route).astype(w.dtype)
+    for dy, w in zip(dys, ws, strict=True)
+  )
+  return dx.astype(x.dtype), dws
+
+
+_gather_op.defvjp(_gather_op_forward, _gather_op_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scatter_op(plan, xs, ws):
+  return ring_matmul.matmul_scatter(xs, ws, plan.forward)
+
+
+def _scatter_op_forward(plan, xs, ws):
+  return _scatter_op(plan, xs, ws), (xs, ws)
+
+
+def _scatter_op_backward(plan, residuals, dy):
+  xs, ws = residuals
+  route = plan.backward
+  dxs, full = ring_matmul.gather_matmul(
+    dy, ws, route, transpose=True, keep=True
+  )
+  dxs = tuple(dx.astype(x.dtype) for dx, x in zip(dxs, xs, strict=True))
+  dws = tuple(
+    ring_matmul.outer(x, full, route).astype(w.dtype)
+    for x, w in zip(xs, ws, strict=True)
+  )
+  return dxs, dws
+
+
+_scatter_op.defvjp(_scatter_op_forward, _scatter_op_backward)
+
+
+def _keep_apart(x: jax.Array) -> jax.Array:
+  """`x`, which the compiler may not know to be the `x` used before."""
+  return lax.optimization_barrier(x)
+
+
+def _dim(name: str, dim: int, of: str, x: jax.Array) -> int:
+  """`dim` counted from the front, checked."""
+  if x.ndim < 1 or not -x.ndim <= dim < x.ndim:
+    raise ValueError(
+      f"{name} must be a dim of {of}, from {-x.ndim} to {x.ndim - 1}, got {dim}"
+    )
+  return dim % x.ndim
+
+
+def _routes(
+  axis_name, ndim, dim, schedule, chunks, accum_dtype, wire_dtype
+) -> tuple[Route, Route]:
+  """The forward and the backward route of an op's options, checked."""
+  pair = schedule if isinstance(schedule, tuple) else (schedule, schedule)
+  if len(pair) != 2 or any(s not in SCHEDULES for s in pair):
+    raise ValueError(
+      f"schedule must be one of {', '.join(SCHEDULES)}, or a pair (forward, "
+      f"backward) of them, got {schedule!r}"
+    )
+  if not isinstance(chunks, int) or chunks < 1:
+    raise ValueError(f"chunks must be a whole number from 1, got {chunks!r}")
+  # Lanes divide the innermost row dim: outer ones may be sharded over other
+  # mesh axes, and a cut through those would make the compiler reshard.
+  innermost_row_dim = max(ndim - 2, 0)
+  return tuple(
+    Route(
+      axis_name=axis_name,
+      by_rows=dim != ndim - 1,
+      split_dim=0 if dim == innermost_row_dim else innermost_row_dim,
+      schedule="two_way" if s == "auto" else s,
+      chunks=chunks,
+      accum_dtype=jnp.dtype(accum_dtype),
+      wire_dtype=None if wire_dtype is None else jnp.dtype(wire_dtype),
+    )
+    for s in pair
+  )
+
+
+def _rows_first(x: jax.Array, dim: int) -> jax.Array:
+  """`x` with row dim `dim` outermost; unchanged if `dim` holds features."""
+  if x.ndim == 1:
+    return x[None]
+  return x if dim == x.ndim - 1 else jnp.moveaxis(x, dim, 0)
+
+
+def _undo_rows_first(y: jax.Array, dim: int, ndim: int) -> jax.Array:
+  """Undoes `_rows_first` on the output of an op; `ndim` is that of `x`."""
+  if ndim == 1:
+    return y[0]
+  return y if dim == ndim - 1 else jnp.moveaxis(y, 0, dim)

@@ -1,0 +1,133 @@
+"""Who holds which chunk on which ring step, and how it moves on.
+
+A ring of `t` devices passes chunks to neighbours. A *lane* is a run of rows of
+every chunk that travels in one direction: a one-way ring has one lane, a
+two-way ring two with half of the rows each, and finer pipelining has more.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+from jax import lax
+
+from collective_mm.mesh import AxisName
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+  """Rows `start:stop` of every chunk, travelling `direction` (+1 or -1)."""
+
+  direction: int
+  start: int
+  stop: int
+
+
+def split_lanes(
+  rows: int, *, size: int, two_way: bool, chunks: int
+) -> tuple[Lane, ...]:
+  """Deals `rows` to lanes: `chunks` for each direction that the ring uses.
+
+  Both neighbours of a ring of two are the same device, so that it stays
+  one-way. A lane without rows is left out.
+
+  Args:
+    rows: rows of one chunk.
+    size: devices on the ring, `t`.
+    two_way: use both directions.
+    chunks: lanes for each direction.
+
+  Example:
+    >>> split_lanes(5, size=4, two_way=True, chunks=1)
+    (Lane(direction=1, start=0, stop=3), Lane(direction=-1, start=3, stop=5))
+  """
+  directions = (1, -1) if two_way and size > 2 else (1,)
+  count = len(directions) * chunks
+  # Ceiling bounds give every lane but the last ones the same, largest share.
+  bounds = [-(-rows * i // count) for i in range(count + 1)]
+  return tuple(
+    Lane(directions[i % len(directions)], bounds[i], bounds[i + 1])
+    for i in range(count)
+    if bounds[i] < bounds[i + 1]
+  )
+
+
+def shift(x: jax.Array, axis_name: AxisName, direction: int) -> jax.Array:
+  """Sends `x` to the next device in `direction`: one `ppermute`."""
+  size = lax.axis_size(axis_name)
+  pairs = [(d, (d + direction) % size) for d in range(size)]
+  return lax.ppermute(x, axis_name, pairs)
+
+
+def gathered(
+  x: jax.Array, lanes: tuple[Lane, ...], axis_name: AxisName, dim: int = 0
+) -> Iterator[tuple[jax.Array, Lane, jax.Array]]:
+  """Yields `(owner, lane, piece)` for every piece of the gathered `x`.
+
+  On ring step `i` device `d` holds, in each lane, the piece that began on
+  device `owner = (d - i * lane.direction) % t`. The next shift is issued
+  before a piece is yielded, so that it travels beside what is done with it.
+
+  Args:
+    x: this device's chunk.
+    lanes: from `split_lanes(x.shape[dim], ...)`.
+    axis_name: mesh axis of the ring.
+    dim: the dim of `x` that the lanes divide.
+  """
+  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  held = [
+    lax.slice_in_dim(x, lane.start, lane.stop, axis=dim) for lane in lanes
+  ]
+  for step in range(size):
+    arriving = []
+    if step < size - 1:
+      arriving = [
+        shift(piece, axis_name, lane.direction)
+        for piece, lane in zip(held, lanes, strict=True)
+      ]
+    for piece, lane in zip(held, lanes, strict=True):
+      yield (index - step * lane.direction) % size, lane, piece
+    held = arriving
+
+
+def scattered(
+  partial_sum: Callable[[jax.Array, Lane], jax.Array],
+  lanes: tuple[Lane, ...],
+  axis_name: AxisName,
+  *,
+  wire_dtype: jax.typing.DTypeLike,
+) -> list[jax.Array]:
+  """Sums `partial_sum(owner, lane)` over the ring, each piece to its owner.
+
+  On ring step `i` device `d` adds its own share to the sum that will end on
+  device `owner = (d - (i + 1) * lane.direction) % t`, then sends it on; on the
+  last step the owner is `d` itself.
+
+  Args:
+    partial_sum: this device's share of a piece, in the accumulation dtype.
+    lanes: from `split_lanes`.
+    axis_name: mesh axis of the ring.
+    wire_dtype: the dtype in which sums travel.
+
+  Returns:
+    This device's reduced piece of each lane, in the accumulation dtype.
+  """
+  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+
+  def shares(step: int) -> list[jax.Array]:
+    return [
+      partial_sum((index - (step + 1) * lane.direction) % size, lane)
+      for lane in lanes
+    ]
+
+  sums = shares(0)
+  for step in range(1, size):
+    arriving = [
+      shift(s.astype(wire_dtype), axis_name, lane.direction)
+      for s, lane in zip(sums, lanes, strict=True)
+    ]
+    sums = [
+      share + a.astype(share.dtype)
+      for share, a in zip(shares(step), arriving, strict=True)
+    ]
+  return sums
