@@ -1,0 +1,1 @@
+"""The ViT-22B family: pure functions and frozen dataclasses."""
