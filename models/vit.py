@@ -1,0 +1,272 @@
+"""The sharded ViT: one device's part of the forward pass.
+
+Everything here runs inside `jax.shard_map` over the axes "data" and "model".
+Subscripts say the sharding: `B_d` is a dim cut over `data`, `B_dm` over both.
+Two layouts of the tokens between the products:
+
+    tokens    x[B_dm * S, D]   whole tokens; rows travel the rings
+    features  x[B_d * S, D_m]  the paper's: features travel the rings
+
+Rows hold batch and tokens merged, which keeps the dim that travels leading.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from collective_mm import all_gather_matmul, matmul_reduce_scatter
+from models.patches import patchify
+from models.sharding import data_dim, param_specs
+from models.vit_config import ViTConfig
+
+_EPSILON = 1e-6  # flax LayerNorm's default, which big_vision keeps
+
+
+class ShardedViT:
+  """The forward pass of one configuration on one mesh; holds no arrays.
+
+  Args:
+    cfg: the model's shape.
+    mesh: with the axes "data" and "model".
+    layout: "tokens" or "features", as in the module's docstring.
+    schedule: of every ring, as in `collective_mm.all_gather_matmul`.
+    compute_dtype: of matmul operands and of the tokens between blocks.
+    remat: recompute each block in backward instead of saving its inside.
+  """
+
+  def __init__(
+    self,
+    cfg: ViTConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    layout: str = "tokens",
+    schedule: str | tuple[str, str] = "auto",
+    compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: bool = False,
+  ):
+    self.cfg = cfg
+    self.dtype = jnp.dtype(compute_dtype)
+    self.by_features = layout == "features"
+    self.remat = remat
+    self.specs = param_specs(cfg, mesh)
+    self.model_size = mesh.shape["model"]
+    # The dim of x[rows, D] that is sharded over the model axis.
+    self.dim = -1 if self.by_features else 0
+    self._gather_matmul = functools.partial(
+      all_gather_matmul, axis_name="model", schedule=schedule
+    )
+    self._matmul_scatter = functools.partial(
+      matmul_reduce_scatter, axis_name="model", schedule=schedule
+    )
+
+  def __call__(
+    self, params: dict, images: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Classifies this device's images.
+
+        images[B_dm, H, W, C] -> x[B_dm * S, D] or x[B_d * S, D_m], L blocks
+          -> pooled[B_d, D_m] -> logits[B_dm, V]
+
+    Args:
+      params: this device's shards of the tree of `init_params`.
+      images: `[B_dm, H, W, C]` in [-1, 1].
+
+    Returns:
+      float32 logits `[B_dm, V]`, the pre-logits if there is no classifier, and
+      `{"max_attention_logit": scalar over this device's heads and images,
+      "pre_logits": [B_d, D_m] float32}`.
+    """
+    cfg, specs = self.cfg, self.specs
+    x = self._embed(params["embed"], images)
+    block = functools.partial(self._block, specs=specs["blocks"])
+    if self.remat:
+      block = jax.checkpoint(block)
+    x, max_logits = lax.scan(block, x, params["blocks"])
+    x = self._norm(x, params["norm"])
+    if cfg.pool:
+      z = self._pool(x, params["pool"], specs["pool"])
+    else:
+      z = self._mean(x)
+    logits = z
+    if cfg.classes:
+      head = self._kernel(params["head"], specs["head"])
+      logits = self._matmul_scatter(z.astype(self.dtype), head, scatter_dim=0)
+      logits = logits.astype(jnp.float32) + params["head"]["bias"]
+    return logits, {
+      "max_attention_logit": lax.stop_gradient(max_logits.max()),
+      "pre_logits": z.astype(jnp.float32),
+    }
+
+  def _embed(self, embed, images):
+    """Patches to tokens; the kernel is small and whole on every device."""
+    if self.by_features:
+      images = lax.all_gather(images, "model", tiled=True)  # [B_d, H, W, C]
+    patches = patchify(images, self.cfg.patch).astype(self.dtype)
+    kernel = self._local(embed["kernel"]).astype(self.dtype)
+    x = jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
+    x = x + self._local(embed["bias"]) + self._local(embed["position"])
+    x = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    return x
+
+  def _block(self, x, layer, specs):
+    """One encoder block; x[B_dm * S, D] or x[B_d * S, D_m]."""
+    specs = jax.tree.map(lambda spec: jax.P(*spec[1:]), specs)
+    kernel = {
+      name: self._kernel(layer[name], specs[name])
+      for name in ("q", "k", "v", "mlp_in", "attention_out", "mlp_out")
+    }
+    y = self._norm(x, layer["norm"])
+    if self.cfg.parallel:
+      ws = tuple(kernel[name] for name in ("q", "k", "v", "mlp_in"))
+      q, k, v, hidden = self._gather_matmul(y, ws, gather_dim=self.dim)
+      attended, max_logit = self._attention(q, k, v, layer)
+      out = self._matmul_scatter(
+        (attended, self._gelu(hidden, layer["mlp_in"])),
+        (kernel["attention_out"], kernel["mlp_out"]),
+        scatter_dim=self.dim,
+      )
+      return self._add(x, out, layer["mlp_out"]), max_logit
+    ws = tuple(kernel[name] for name in ("q", "k", "v"))
+    q, k, v = self._gather_matmul(y, ws, gather_dim=self.dim)
+    attended, max_logit = self._attention(q, k, v, layer)
+    out = self._matmul_scatter(
+      attended, kernel["attention_out"], scatter_dim=self.dim
+    )
+    x = self._add(x, out, layer["attention_out"])
+    y = self._norm(x, layer["mlp_norm"])
+    hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=self.dim)
+    out = self._matmul_scatter(
+      self._gelu(hidden, layer["mlp_in"]),
+      kernel["mlp_out"],
+      scatter_dim=self.dim,
+    )
+    return self._add(x, out, layer["mlp_out"]), max_logit
+
+  def _attention(self, q, k, v, layer):
+    """Attention of the local heads: q[B_d * S, D_m] -> [B_d * S, D_m]."""
+    q, k, v = (
+      self._heads(self._bias(x, layer[name]), self.cfg.tokens)
+      for x, name in ((q, "q"), (k, "k"), (v, "v"))
+    )
+    if self.cfg.qk_norm:
+      q, k = _norm(q, layer["q_norm"]), _norm(k, layer["k_norm"])
+    out, max_logit = _attend(q, k, v, self.dtype)
+    return out.reshape(-1, out.shape[-1]), max_logit
+
+  def _pool(self, x, pool, specs):
+    """Pools tokens by one attention query: -> pooled[B_d, D_m]."""
+    kernel = {
+      name: self._kernel(pool[name], specs[name])
+      for name in ("q", "k", "v", "out", "mlp_in", "mlp_out")
+    }
+    k, v = self._gather_matmul(
+      x, (kernel["k"], kernel["v"]), gather_dim=self.dim
+    )
+    k, v = (
+      self._heads(self._bias(y, pool[name]), self.cfg.tokens)
+      for y, name in ((k, "k"), (v, "v"))
+    )
+    # Every device holds the probe, so that its product needs no gather.
+    probe = pool["probe"][None].astype(self.dtype)
+    q = jnp.matmul(probe, kernel["q"], preferred_element_type=jnp.float32)
+    q = self._heads(self._bias(q, pool["q"]), 1)
+    q = jnp.broadcast_to(q, (len(k), *q.shape[1:]))
+    z, _ = _attend(q, k, v, self.dtype)  # [B_d, 1, D_m]
+    z = self._matmul_scatter(z[:, 0], kernel["out"], scatter_dim=-1)
+    z = (z + _local(pool["out"]["bias"])).astype(self.dtype)
+    y = _norm_features(z, pool["norm"]).astype(self.dtype)
+    hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=-1)
+    hidden = self._gelu(hidden, pool["mlp_in"])
+    out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=-1)
+    return z + out.astype(jnp.float32) + _local(pool["mlp_out"]["bias"])
+
+  def _mean(self, x):
+    """The mean token: -> [B_d, D_m] float32."""
+    x = x.reshape(-1, self.cfg.tokens, x.shape[-1])
+    x = x.astype(jnp.float32).mean(axis=1)
+    if self.by_features:
+      return x
+    return lax.all_to_all(x, "model", split_axis=1, concat_axis=0, tiled=True)
+
+  def _kernel(self, layer, specs):
+    """A kernel in the compute dtype, gathered over the data axis."""
+    dim = data_dim(specs["kernel"])
+    kernel = layer["kernel"].astype(self.dtype)  # rounded before it travels
+    if dim is None:
+      return kernel
+    return lax.all_gather(kernel, "data", axis=dim, tiled=True)
+
+  def _norm(self, x, norm):
+    """LayerNorm of the tokens between blocks, in the compute dtype."""
+    apply = _norm_features if self.by_features else _norm
+    return apply(x, norm).astype(self.dtype)
+
+  def _local(self, x):
+    """This device's features of a small array that lies whole on each."""
+    return _local(x) if self.by_features else x
+
+  def _add(self, x, out, layer):
+    """The residual sum, with the bias of the layer that `out` came from."""
+    out = out.astype(jnp.float32)
+    if "bias" in layer:
+      out = out + self._local(layer["bias"])
+    return (x + out).astype(x.dtype)
+
+  def _gelu(self, x, layer):
+    hidden = jax.nn.gelu(self._bias(x, layer), approximate=True)
+    return hidden.astype(self.dtype)
+
+  def _bias(self, x, layer):
+    """`x + bias` in float32, where the layer has a bias."""
+    x = x.astype(jnp.float32)
+    return x + layer["bias"] if "bias" in layer else x
+
+  def _heads(self, x, tokens):
+    """x[B * tokens, H_m * K] -> x[B, tokens, H_m, K]."""
+    return x.reshape(
+      -1, tokens, x.shape[-1] // self.cfg.head_dim, self.cfg.head_dim
+    )
+
+
+def _attend(q, k, v, dtype):
+  """Attention over the keys of the same image, and its largest logit."""
+  q, k, v = (x.astype(dtype) for x in (q, k, v))
+  logits = jnp.einsum(
+    "bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32
+  )
+  logits = logits / q.shape[-1] ** 0.5
+  weights = jax.nn.softmax(logits).astype(dtype)
+  out = jnp.einsum(
+    "bhqs,bshk->bqhk", weights, v, preferred_element_type=jnp.float32
+  )
+  return out.astype(dtype).reshape(*out.shape[:2], -1), logits.max()
+
+
+def _norm(x, norm):
+  """LayerNorm over the last dim, in float32; without a bias, uncentred too."""
+  x = x.astype(jnp.float32)
+  if "bias" in norm:
+    x = x - x.mean(axis=-1, keepdims=True)
+  variance = jnp.square(x).mean(axis=-1, keepdims=True)
+  y = x * lax.rsqrt(variance + _EPSILON) * norm["scale"]
+  return y + norm["bias"] if "bias" in norm else y
+
+
+def _norm_features(x, norm):
+  """`_norm` of x[..., D_m], whose features lie on all devices of the axis."""
+  x = x.astype(jnp.float32)
+  if "bias" in norm:
+    x = x - lax.pmean(x.mean(axis=-1, keepdims=True), "model")
+  variance = jnp.square(x).mean(axis=-1, keepdims=True)
+  variance = lax.pmean(variance, "model")
+  y = x * lax.rsqrt(variance + _EPSILON) * _local(norm["scale"])
+  return y + _local(norm["bias"]) if "bias" in norm else y
+
+
+def _local(x):
+  """This device's features of an array that lies whole on every device."""
+  width = x.shape[-1] // lax.axis_size("model")
+  start = lax.axis_index("model") * width
+  return lax.dynamic_slice_in_dim(x, start, width, axis=-1)
