@@ -31,8 +31,8 @@ def make_mesh(
       does not divide the number of devices of every TPU slice.
 
   Example (eight devices):
-    >>> make_mesh(data=2, model=4).shape
-    OrderedDict({'data': 2, 'model': 4})
+    >>> dict(make_mesh(data=2, model=4).shape)
+    {'data': 2, 'model': 4}
   """
   devices = jax.devices() if devices is None else list(devices)
   if data < 1 or model < 1 or data * model != len(devices):

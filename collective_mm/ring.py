@@ -6,6 +6,7 @@ two-way ring two with half of the rows each, and finer pipelining has more.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -29,7 +30,7 @@ def split_lanes(
   """Deals `rows` to lanes: `chunks` for each direction that the ring uses.
 
   Both neighbours of a ring of two are the same device, so that it stays
-  one-way. A lane without rows is left out.
+  one-way. Every lane has at least one row.
 
   Args:
     rows: rows of one chunk.
@@ -42,13 +43,12 @@ def split_lanes(
     (Lane(direction=1, start=0, stop=3), Lane(direction=-1, start=3, stop=5))
   """
   directions = (1, -1) if two_way and size > 2 else (1,)
-  count = len(directions) * chunks
+  count = min(len(directions) * chunks, rows)
   # Ceiling bounds give every lane but the last ones the same, largest share.
   bounds = [-(-rows * i // count) for i in range(count + 1)]
   return tuple(
-    Lane(directions[i % len(directions)], bounds[i], bounds[i + 1])
-    for i in range(count)
-    if bounds[i] < bounds[i + 1]
+    Lane(directions[i % len(directions)], start, stop)
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds))
   )
 
 
