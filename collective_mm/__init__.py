@@ -1,5 +1,6 @@
 """Tensor-parallel matmuls for JAX that hide their communication."""
 
+from collective_mm.all_reduce import matmul_all_reduce as matmul_all_reduce
 from collective_mm.collective import all_gather_matmul as all_gather_matmul
 from collective_mm.collective import (
   matmul_reduce_scatter as matmul_reduce_scatter,
@@ -7,11 +8,16 @@ from collective_mm.collective import (
 from collective_mm.dense import ColumnDense as ColumnDense
 from collective_mm.dense import RowDense as RowDense
 from collective_mm.mesh import make_mesh as make_mesh
+from collective_mm.overlap import OverlapReport as OverlapReport
+from collective_mm.overlap import overlap_report as overlap_report
 
 __all__ = [
   "ColumnDense",
+  "OverlapReport",
   "RowDense",
   "all_gather_matmul",
   "make_mesh",
+  "matmul_all_reduce",
   "matmul_reduce_scatter",
+  "overlap_report",
 ]

@@ -7,6 +7,8 @@ We write `y = x @ w`. A *column-sharded* `w[D, F_m]` gathers its input, a
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,13 @@ class _Plan:
   forward: Route
   backward: Route
   save: bool = False
+  epilogue: jax.tree_util.PyTreeDef | None = None
+
+  def finish(self, operands: Sequence[jax.Array], ys: tuple) -> Any:
+    """The epilogue of products, or the products themselves."""
+    if self.epilogue is None:
+      return ys
+    return jax.tree.unflatten(self.epilogue, operands)(*ys)
 
 
 def all_gather_matmul(
@@ -37,9 +46,10 @@ def all_gather_matmul(
   gather_dim: int,
   schedule: str | tuple[str, str] = "auto",
   chunks: int = 1,
+  epilogue: Callable[..., Any] | None = None,
   accum_dtype: jax.typing.DTypeLike = jnp.float32,
   dw: str = "regather",
-) -> jax.Array | tuple[jax.Array, ...]:
+) -> Any:
   """Returns `all_gather(x, gather_dim) @ w`, sending and multiplying at once.
 
       x[B_m, S, D] @ w[D, F_m] -> y[B, S, F_m]     gather_dim=0 (or 1: S_m)
@@ -55,17 +65,27 @@ def all_gather_matmul(
   Args:
     x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`.
     w: `[D, F/t]` column shard, or a tuple of them that share the one gather.
+      With `gather_dim=-1` the last shard of `x` may reach past the rows of
+      `w`; what lies there is not read.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     gather_dim: the dim of `x` that is sharded; the last one is contracted.
-    schedule: "auto", "unoverlapped", "async" (the compiler's own collective),
-      "one_way" or "two_way", or a pair for (forward, backward).
+    schedule: "auto", "unoverlapped", "one_way", "two_way" or "async", which
+      leaves gathers to the compiler's asynchronous all-gather (for where other
+      work hides them; reductions, which have none, go two-way); or a pair for
+      (forward, backward).
     chunks: pieces that each direction of the ring cuts a chunk into.
+    epilogue: `epilogue(*ys)` is applied to the products of each piece, inside
+      the ring step, where the compiler fuses it with them: bias, activation,
+      a norm over features, a split into heads. It maps rows to rows: every
+      leaf of its result begins with the row dims of `y`. Arrays that need a
+      gradient come in as `jax.tree_util.Partial(function, *arrays)`.
     accum_dtype: dtype in which products are summed.
     dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
       gathered `x`, under the checkpoint name "all_gather_matmul_x".
 
   Returns:
-    `[..., F/t]` in the dtype of `x`, or a tuple of them, one for each `w`.
+    `[..., F/t]` in the dtype of `x`, or a tuple of them, one for each `w`; the
+    result of the epilogue if there is one.
 
   Raises:
     ValueError: if shapes, the dim, the axis or an option do not fit.
@@ -90,24 +110,37 @@ def all_gather_matmul(
   by_rows = dim != x.ndim - 1
   for i, wi in enumerate(ws):
     name = f"w[{i}]" if isinstance(w, tuple) else "w"
-    rows = x.shape[-1] if by_rows else size * x.shape[-1]
-    if wi.ndim != 2 or wi.shape[0] != rows:
-      factors = "" if by_rows else f"{size} x {x.shape[-1]} = "
+    rows = wi.shape[0] if wi.ndim == 2 else None
+    if rows is not None and not by_rows:
+      rows = -(-rows // size)  # features of one shard
+    if rows != x.shape[-1]:
+      width = x.shape[-1]
+      want = f"{width}" if by_rows else f"{size} x {width} = {size * width}"
       raise ValueError(
-        f"{name} must be a matrix of {factors}{rows} rows for "
-        f"gather_dim={gather_dim} (axis {axis_name!r} has size {size}), got "
-        f"{name}.shape={wi.shape}, x.shape={x.shape}"
+        f"{name} must be a matrix of {want} rows for gather_dim={gather_dim} "
+        f"(axis {axis_name!r} has size {size}), got {name}.shape={wi.shape}, "
+        f"x.shape={x.shape}"
       )
   if dw not in ("regather", "save"):
     raise ValueError(f'dw must be "regather" or "save", got {dw!r}')
   forward, backward = _routes(
     axis_name, x.ndim, dim, schedule, chunks, accum_dtype, None
   )
-  plan = _Plan(forward, backward, save=dw == "save")
-  x, *ws = vary_alike(axis_name, x, *ws)
-  ys = _gather_op(plan, _rows_first(x, dim), tuple(ws))
-  ys = tuple(_undo_rows_first(y, dim, x.ndim) for y in ys)
-  return ys if isinstance(w, tuple) else ys[0]
+  if not by_rows:
+    ws = tuple(_pad(wi, 0, size * x.shape[-1]) for wi in ws)
+  operands: list[jax.Array] = []
+  treedef = None
+  if epilogue is not None:
+    # A Partial is a pytree: its arrays are leaves and get gradients.
+    if not isinstance(epilogue, jax.tree_util.Partial):
+      epilogue = jax.tree_util.Partial(epilogue)
+    operands, treedef = jax.tree.flatten(epilogue)
+  plan = _Plan(forward, backward, save=dw == "save", epilogue=treedef)
+  x, *arrays = vary_alike(axis_name, x, *ws, *operands)
+  ws, operands = tuple(arrays[: len(ws)]), tuple(arrays[len(ws) :])
+  ys = _gather_op(plan, _rows_first(x, dim), ws, operands)
+  ys = jax.tree.map(lambda y: _undo_rows_first(y, dim, x.ndim), ys)
+  return ys if isinstance(w, tuple) or epilogue is not None else ys[0]
 
 
 def matmul_reduce_scatter(
@@ -136,7 +169,8 @@ def matmul_reduce_scatter(
     x: `[..., F/t]`, or a tuple of inputs whose products are added up.
     w: `[F/t, D]` row shard, or a tuple, one for each `x`.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
-    scatter_dim: the dim of `y` that comes out sharded; `t` must divide it.
+    scatter_dim: the dim of `y` that comes out sharded. Where `t` does not
+      divide it, shards have the size rounded up and the last ones end in zeros.
     schedule: as in `all_gather_matmul`.
     chunks: pieces that each direction of the ring cuts a chunk into.
     accum_dtype: dtype in which local products are summed.
@@ -144,7 +178,7 @@ def matmul_reduce_scatter(
       given, which rounds `t - 1` times.
 
   Returns:
-    `[..., D]` with `scatter_dim` cut by `t`, in the dtype of `x`.
+    `[..., D]` with `scatter_dim` cut by `t`, rounded up, in the dtype of `x`.
 
   Raises:
     ValueError: if shapes, the dim, the axis or an option do not fit.
@@ -184,12 +218,12 @@ def matmul_reduce_scatter(
         f"{(*xs[0].shape[:-1], ws[0].shape[1])}, got "
         f"{(*xi.shape[:-1], wi.shape[1])} (pair {i})"
       )
-  whole = xs[0].shape[dim] if by_rows else ws[0].shape[1]
-  if whole % size:
-    raise ValueError(
-      f"axis {axis_name!r} must divide dim {scatter_dim} of y: {whole} is not "
-      f"a multiple of {size}"
-    )
+  if by_rows:
+    rows = -(-xs[0].shape[dim] // size) * size
+    xs = tuple(_pad(xi, dim, rows) for xi in xs)
+  else:
+    columns = -(-ws[0].shape[1] // size) * size
+    ws = tuple(_pad(wi, 1, columns) for wi in ws)
   forward, backward = _routes(
     axis_name, xs[0].ndim, dim, schedule, chunks, accum_dtype, wire_dtype
   )
@@ -201,18 +235,29 @@ def matmul_reduce_scatter(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather_op(plan, x, ws):
-  return ring_matmul.gather_matmul(x, ws, plan.forward)[0]
+def _gather_op(plan, x, ws, operands):
+  finish = functools.partial(plan.finish, operands)
+  return ring_matmul.gather_matmul(x, ws, plan.forward, finish=finish)[0]
 
 
-def _gather_op_forward(plan, x, ws):
-  ys, full = ring_matmul.gather_matmul(x, ws, plan.forward, keep=plan.save)
-  return ys, (checkpoint_name(full, SAVED_NAME) if plan.save else x, ws)
+def _gather_op_forward(plan, x, ws, operands):
+  # The gradient of an epilogue needs its inputs.
+  def finish(ys):
+    return plan.finish(operands, ys), ys if plan.epilogue else ()
+
+  (out, ys), full = ring_matmul.gather_matmul(
+    x, ws, plan.forward, keep=plan.save, finish=finish
+  )
+  kept = checkpoint_name(full, SAVED_NAME) if plan.save else x
+  return out, (kept, ws, operands, ys)
 
 
-def _gather_op_backward(plan, residuals, dys):
-  x, ws = residuals
+def _gather_op_backward(plan, residuals, dout):
+  x, ws, operands, ys = residuals
   route = plan.backward
+  dys, doperands = dout, ()
+  if plan.epilogue:
+    doperands, dys = jax.vjp(plan.finish, operands, ys)[1](dout)
   dx = ring_matmul.matmul_scatter(dys, ws, route, transpose=True)
   # Without the barrier the compiler finds that forward gathered the same `x`,
   # and keeps that copy alive until here.
@@ -221,7 +266,7 @@ def _gather_op_backward(plan, residuals, dys):
     ring_matmul.outer(full, dy, route).astype(w.dtype)
     for dy, w in zip(dys, ws, strict=True)
   )
-  return dx.astype(x.dtype), dws
+  return dx.astype(x.dtype), dws, doperands
 
 
 _gather_op.defvjp(_gather_op_forward, _gather_op_backward)
@@ -251,6 +296,14 @@ def _scatter_op_backward(plan, residuals, dy):
 
 
 _scatter_op.defvjp(_scatter_op_forward, _scatter_op_backward)
+
+
+def _pad(x: jax.Array, dim: int, size: int) -> jax.Array:
+  """`x` with zeros after its end in `dim`, up to `size`."""
+  missing = size - x.shape[dim]
+  if not missing:
+    return x
+  return jnp.pad(x, [(0, missing if i == dim else 0) for i in range(x.ndim)])
 
 
 def _keep_apart(x: jax.Array) -> jax.Array:

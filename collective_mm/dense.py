@@ -99,6 +99,10 @@ class ColumnDense(_Dense):
   With `gather_dim=-1` the input is `x[B, S, D_m]`, the paper's scheme; there
   it is called row-sharding, since the paper writes `y = A x`.
 
+  Other mesh axes may shard the row dims of `x` too. The compiler must reshard
+  two of them: the gathered one and, if that is another, the last one, which a
+  two-way ring halves.
+
   Args:
     features: `F`, output features over all devices.
     mesh: mesh of the global view; None inside `jax.shard_map`.
@@ -172,9 +176,12 @@ class RowDense(_Dense):
   With `scatter_dim=-1` the output is `y[B, S, D_m]`, the paper's scheme; there
   it is called column-sharding, since the paper writes `y = A x`.
 
+  Other mesh axes may shard the row dims of `x` too, as for `ColumnDense`.
+
   Args:
     features: `D`, output features over all devices.
-    scatter_dim: dim of `y` that comes out sharded over `axis_name`.
+    scatter_dim: dim of `y` that comes out sharded over `axis_name`; -1 for the
+      features.
     wire_dtype: as in `matmul_reduce_scatter`.
     mesh, axis_name, use_bias, dtype, param_dtype, kernel_init, bias_init,
       schedule, chunks, accum_dtype: as in `ColumnDense`.
@@ -207,6 +214,10 @@ class RowDense(_Dense):
 
   def __call__(self, params: Params, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
+    if self.scatter_dim == x.ndim - 1:  # `specs` cannot tell it from a row dim
+      raise ValueError(
+        f"scatter_dim must be -1 for the features of y, got {self.scatter_dim}"
+      )
     if self.mesh is None:
       return self._per_device(params, x)
     in_spec = _sharded_dim(x.ndim, -1, self.axis_name)

@@ -91,43 +91,38 @@ def gathered(
 
 
 def scattered(
-  partial_sum: Callable[[jax.Array, Lane], jax.Array],
+  add_share: Callable[[jax.Array, Lane, jax.Array | None], jax.Array],
   lanes: tuple[Lane, ...],
   axis_name: AxisName,
   *,
   wire_dtype: jax.typing.DTypeLike,
 ) -> list[jax.Array]:
-  """Sums `partial_sum(owner, lane)` over the ring, each piece to its owner.
+  """Sums one share per device over the ring, each piece to its owner.
 
   On ring step `i` device `d` adds its own share to the sum that will end on
   device `owner = (d - (i + 1) * lane.direction) % t`, then sends it on; on the
   last step the owner is `d` itself.
 
   Args:
-    partial_sum: this device's share of a piece, in the accumulation dtype.
+    add_share: `add_share(owner, lane, arrived)` is this device's share of a
+      piece plus the sum that arrived, which is None on the first step.
     lanes: from `split_lanes`.
     axis_name: mesh axis of the ring.
     wire_dtype: the dtype in which sums travel.
 
   Returns:
-    This device's reduced piece of each lane, in the accumulation dtype.
+    This device's reduced piece of each lane, as `add_share` made it.
   """
   size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
-
-  def shares(step: int) -> list[jax.Array]:
-    return [
-      partial_sum((index - (step + 1) * lane.direction) % size, lane)
-      for lane in lanes
-    ]
-
-  sums = shares(0)
-  for step in range(1, size):
-    arriving = [
-      shift(s.astype(wire_dtype), axis_name, lane.direction)
-      for s, lane in zip(sums, lanes, strict=True)
-    ]
+  arrived: list[jax.Array | None] = [None] * len(lanes)
+  for step in range(size):
     sums = [
-      share + a.astype(share.dtype)
-      for share, a in zip(shares(step), arriving, strict=True)
+      add_share((index - (step + 1) * lane.direction) % size, lane, a)
+      for lane, a in zip(lanes, arrived, strict=True)
     ]
+    if step < size - 1:
+      arrived = [
+        shift(s.astype(wire_dtype), axis_name, lane.direction)
+        for s, lane in zip(sums, lanes, strict=True)
+      ]
   return sums

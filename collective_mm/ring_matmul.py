@@ -14,6 +14,9 @@ cannot keep a sharding over another mesh axis through that.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +49,14 @@ class Route:
   wire_dtype: jnp.dtype | None
 
   @property
-  def native(self) -> bool:
-    """Whether the compiler's own collectives are used, not a ring."""
-    return self.schedule in ("unoverlapped", "async") or self.size == 1
+  def rings_gather(self) -> bool:
+    """Whether a gather is a ring, not the compiler's own collective."""
+    return self.schedule in ("one_way", "two_way") and self.size > 1
+
+  @property
+  def rings_scatter(self) -> bool:
+    """Whether a reduction is a ring; "async" has no native form of it."""
+    return self.schedule != "unoverlapped" and self.size > 1
 
   @property
   def size(self) -> int:
@@ -60,7 +68,7 @@ class Route:
     return ring.split_lanes(
       chunk[self.split_dim],
       size=self.size,
-      two_way=self.schedule == "two_way",
+      two_way=self.schedule != "one_way",
       chunks=self.chunks,
     )
 
@@ -98,48 +106,62 @@ def gather_matmul(
   *,
   transpose: bool = False,
   keep: bool = False,
-) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-  """Returns `gather(x) @ w` for each `w`, and `gather(x)` itself if `keep`.
+  finish: Callable[[tuple[jax.Array, ...]], Any] = tuple,
+) -> tuple[Any, jax.Array | None]:
+  """Returns `finish` of the products `gather(x) @ w`; `gather(x)` if `keep`.
 
   On each ring step the products of the pieces at hand run beside the shift
-  that brings the next ones.
+  that brings the next ones. `finish` takes the products of any run of rows, in
+  the dtype of `x`, to a pytree whose leaves begin with the same row dims.
   """
-  if not route.native:
+  if route.rings_gather:
     loop = _gather_rows if route.by_rows else _gather_features
-    return loop(x, ws, route, transpose=transpose, keep=keep)
+    return loop(x, ws, route, transpose, keep, finish)
   dim = 0 if route.by_rows else x.ndim - 1
   full = lax.all_gather(x, route.axis_name, axis=dim, tiled=True)
   ys = [dot(full, w, route, transpose=transpose).astype(x.dtype) for w in ws]
-  return tuple(ys), full if keep else None
+  return finish(tuple(ys)), full if keep else None
 
 
-def _gather_rows(x, ws, route, *, transpose, keep):
-  # The chunks get a leading dim of their own: the compiler then writes each
-  # product in place, as part of the product.
-  def empty(width):
-    shape = (route.size, *x.shape[:-1], width)
-    return empty_like_varying(shape, x.dtype, like=x)
-
-  outs = [empty(_columns(w, transpose)) for w in ws]
-  full = empty(x.shape[-1]) if keep else None
+def _gather_rows(x, ws, route, transpose, keep, finish):
+  outs = full = None
   lanes = route.lanes(x.shape)
   for owner, lane, piece in ring.gathered(
     x, lanes, route.axis_name, route.split_dim
   ):
-    at = (owner, *route.start(x.ndim, lane))
-    for k, w in enumerate(ws):
-      product = dot(piece, w, route, transpose=transpose).astype(x.dtype)
-      outs[k] = lax.dynamic_update_slice(outs[k], product[None], at)
+    ys = [dot(piece, w, route, transpose=transpose).astype(x.dtype) for w in ws]
+    done = finish(tuple(ys))
+    if outs is None:
+      outs = jax.tree.map(lambda leaf: _chunk_buffer(x, leaf, route), done)
+    at = (owner, *route.start(x.ndim - 1, lane))
+    outs = jax.tree.map(functools.partial(_write, at=at), outs, done)
     if keep:
-      full = lax.dynamic_update_slice(full, piece[None], at)
-  ys = tuple(out.reshape(-1, *out.shape[2:]) for out in outs)
-  return ys, full.reshape(-1, *full.shape[2:]) if keep else None
+      full = _chunk_buffer(x, x, route) if full is None else full
+      full = _write(full, piece, at)
+  whole = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), outs)
+  return whole, full.reshape(-1, *full.shape[2:]) if keep else None
 
 
-def _gather_features(x, ws, route, *, transpose, keep):
+def _chunk_buffer(x: jax.Array, leaf: jax.Array, route: Route) -> jax.Array:
+  """Room for `leaf` of every chunk of the gathered `x`.
+
+  The chunks get a leading dim of their own: the compiler then writes each
+  product in place, as part of the product.
+  """
+  shape = (route.size, *x.shape[:-1], *leaf.shape[x.ndim - 1 :])
+  return empty_like_varying(shape, leaf.dtype, like=leaf)
+
+
+def _write(out: jax.Array, piece: jax.Array, at: tuple) -> jax.Array:
+  """`out` with `piece` as part of one chunk, from `at` on."""
+  at = (*at, *(0,) * (out.ndim - len(at)))
+  return lax.dynamic_update_slice(out, piece[None], at)
+
+
+def _gather_features(x, ws, route, transpose, keep, finish):
   width = x.shape[-1]
   lanes = route.lanes(x.shape)
-  sums: dict[tuple[int, ring.Lane], jax.Array] = {}
+  sums: dict[ring.Lane, list[jax.Array]] = {}
   full = None
   if keep:
     shape = (*x.shape[:-1], route.size * width)
@@ -147,22 +169,20 @@ def _gather_features(x, ws, route, *, transpose, keep):
   for owner, lane, piece in ring.gathered(
     x, lanes, route.axis_name, route.split_dim
   ):
-    for k, w in enumerate(ws):
-      w = lax.dynamic_slice_in_dim(
-        w, owner * width, width, axis=1 if transpose else 0
-      )
-      product = dot(piece, w, route, transpose=transpose)
-      if (k, lane) in sums:
-        product = sums[k, lane] + product
-      sums[k, lane] = product
+    products = []
+    for w in ws:
+      axis = 1 if transpose else 0
+      w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)
+      products.append(dot(piece, w, route, transpose=transpose))
+    if lane in sums:
+      products = [a + b for a, b in zip(sums[lane], products, strict=True)]
+    sums[lane] = products
     if keep:
-      at = (*route.start(x.ndim, lane)[:-1], owner * width)
+      at = (*route.start(x.ndim - 1, lane), owner * width)
       full = lax.dynamic_update_slice(full, piece, at)
-  ys = tuple(
-    _join([sums[k, lane].astype(x.dtype) for lane in lanes], route)
-    for k in range(len(ws))
-  )
-  return ys, full
+  done = [finish(tuple(y.astype(x.dtype) for y in sums[ln])) for ln in lanes]
+  whole = jax.tree.map(lambda *pieces: _join(pieces, lanes, route), *done)
+  return whole, full
 
 
 def matmul_scatter(
@@ -179,7 +199,7 @@ def matmul_scatter(
   """
   dtype = xs[0].dtype
   wire_dtype = route.wire_dtype or dtype
-  if route.native:
+  if not route.rings_scatter:
     y = sum(
       dot(x, w, route, transpose=transpose) for x, w in zip(xs, ws, strict=True)
     ).astype(wire_dtype)
@@ -193,33 +213,47 @@ def matmul_scatter(
     xs = tuple(x.reshape(route.size, *chunk[:-1], x.shape[-1]) for x in xs)
   width = _columns(ws[0], transpose) // route.size
 
-  def share(owner: jax.Array, lane: ring.Lane) -> jax.Array:
+  def add_share(owner, lane, arrived):
     total = None
-    for x, w in zip(xs, ws, strict=True):
+    terms = xs
+    if arrived is not None:
+      # The product waits for the sum that it is added to: the compiler then
+      # adds as part of the product, not in a pass over memory of its own.
+      arrived, *terms = lax.optimization_barrier((arrived, *xs))
+      total = arrived.astype(route.accum_dtype)
+    for x, w in zip(terms, ws, strict=True):
       if route.by_rows:
-        x = lax.dynamic_index_in_dim(x, owner, keepdims=False)
+        start = (owner, *route.start(x.ndim - 1, lane))
+        piece = list(x.shape)
+        piece[0], piece[route.split_dim + 1] = 1, lane.stop - lane.start
+        x = lax.dynamic_slice(x, start, piece)[0]
       else:
         axis = 0 if transpose else 1
         w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)
-      x = lax.slice_in_dim(x, lane.start, lane.stop, axis=route.split_dim)
+        x = lax.slice_in_dim(x, lane.start, lane.stop, axis=route.split_dim)
       product = dot(x, w, route, transpose=transpose)
       total = product if total is None else total + product
     return total
 
+  lanes = route.lanes(chunk)
   sums = ring.scattered(
-    share, route.lanes(chunk), route.axis_name, wire_dtype=wire_dtype
+    add_share, lanes, route.axis_name, wire_dtype=wire_dtype
   )
-  return _join([s.astype(dtype) for s in sums], route)
+  return _join([s.astype(dtype) for s in sums], lanes, route)
 
 
 def _columns(w: jax.Array, transpose: bool) -> int:
   return w.shape[0] if transpose else w.shape[1]
 
 
-def _join(pieces: list[jax.Array], route: Route) -> jax.Array:
-  """The lanes' pieces side by side."""
-  return (
-    pieces[0]
-    if len(pieces) == 1
-    else jnp.concatenate(pieces, axis=route.split_dim)
-  )
+def _join(pieces: Sequence[jax.Array], lanes, route: Route) -> jax.Array:
+  """The lanes' pieces side by side, each written where its product ends."""
+  if len(pieces) == 1:
+    return pieces[0]
+  shape = list(pieces[0].shape)
+  shape[route.split_dim] = lanes[-1].stop
+  joined = empty_like_varying(tuple(shape), pieces[0].dtype, like=pieces[0])
+  for piece, lane in zip(pieces, lanes, strict=True):
+    at = route.start(piece.ndim, lane)
+    joined = lax.dynamic_update_slice(joined, piece, at)
+  return joined
