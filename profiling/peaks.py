@@ -1,7 +1,8 @@
 """What each accelerator can do at most, and where that number is published.
 
-The TPU peaks and memory figures are jax's own table (`JAX` below), per chip
-instead of per TensorCore; a test keeps the two equal. Where Google's
+A TPU's peak, clock and links are `collective_mm.chips`', its memory figures
+jax's own table (`JAX` below), per chip instead of per TensorCore; a test keeps
+peaks and memory equal to jax's. Where Google's
 documentation says otherwise, the entry says so. A figure that no source gives
 is None, and a chip that no source describes is not in the table: MFU against
 another chip's peak is worse than no MFU.
@@ -11,12 +12,9 @@ import dataclasses
 
 import jax
 
-JAX = (
-  "https://github.com/jax-ml/jax/blob/jax-v0.10.2/"
-  "jax/_src/pallas/mosaic/tpu_info.py"
-)
-# Link bandwidths, and which generations are 2D and which 3D tori.
-SCALING_BOOK = "https://jax-ml.github.io/scaling-book/tpus/"
+from collective_mm import chips
+
+JAX = chips.PEAKS
 CLOUD_TPU7X = "https://docs.cloud.google.com/tpu/docs/tpu7x"
 NVIDIA_A100 = "https://www.nvidia.com/en-us/data-center/a100/"
 NVIDIA_H100 = "https://www.nvidia.com/en-us/data-center/h100/"
@@ -36,8 +34,10 @@ class Chip:
     devices_per_chip: jax devices that share the chip.
     hbm_bytes: memory of the chip.
     hbm_bandwidth: bytes/s of the chip's memory.
-    ici_link_bandwidth: bytes/s of one torus link, one way; None for a GPU,
-      which has no torus.
+    ici_link_bandwidth: nominal bytes/s of one torus link, one way; None for a
+      GPU, which has no torus.
+    permute_bandwidth: bytes/s that a permute gets out of one link, one way.
+    permute_latency_s: seconds of a permute of no bytes.
     torus_dims: 2 or 3, the dims of the torus the chip sits in; None for a GPU.
     clock_hz: TensorCore clock, to turn the TPU compiler's cycles into seconds.
     source: where the figures are published.
@@ -50,6 +50,8 @@ class Chip:
   hbm_bytes: int | None = None
   hbm_bandwidth: float | None = None
   ici_link_bandwidth: float | None = None
+  permute_bandwidth: float | None = None
+  permute_latency_s: float | None = None
   torus_dims: int | None = None
   clock_hz: float | None = None
   source: str
@@ -60,92 +62,48 @@ class Chip:
     return self.bf16_flops_per_chip / self.devices_per_chip
 
 
-# A clock is peak / FLOPs per cycle. The latter is a power of two, the one just
-# above what the TPU compiler's own cycle estimate of a large bf16 product
-# comes to (a long test repeats this); scaling-book has v5e's 1.5 GHz too.
+def _tpu(
+  name: str,
+  *,
+  tensor_cores: int,
+  hbm_bytes: int,
+  hbm_bandwidth: float,
+  source: str = "",
+) -> Chip:
+  chip = chips.CHIPS[name]
+  return Chip(
+    kind=chip.kind,
+    bf16_flops_per_chip=chip.bf16_flops,
+    tensor_cores_per_chip=tensor_cores,
+    devices_per_chip=chip.devices,
+    hbm_bytes=hbm_bytes,
+    hbm_bandwidth=hbm_bandwidth,
+    ici_link_bandwidth=chip.link_bandwidth,
+    permute_bandwidth=chip.permute_bandwidth,
+    permute_latency_s=chip.permute_latency_s,
+    torus_dims=chip.torus_dims,
+    clock_hz=chip.clock_hz,
+    source=f"{chip.source} {source}".strip(),
+  )
+
+
 _TPUS = (
-  Chip(
-    kind="TPU v2",
-    bf16_flops_per_chip=46e12,
-    tensor_cores_per_chip=2,
-    devices_per_chip=2,
-    hbm_bytes=16_000_000_000,
-    hbm_bandwidth=7.16e11,
-    torus_dims=2,
-    clock_hz=0.70e9,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
-  # Google's documentation gives 123e12 FLOP/s and 9.0e11 bytes/s. The clock
-  # stays out: the two peaks disagree about it.
-  Chip(
-    kind="TPU v3",
-    bf16_flops_per_chip=140e12,
-    tensor_cores_per_chip=2,
-    devices_per_chip=2,
-    hbm_bytes=34_400_000_000,
-    hbm_bandwidth=8.25e11,
-    ici_link_bandwidth=1.0e11,
-    torus_dims=2,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
-  Chip(
-    kind="TPU v4",
-    bf16_flops_per_chip=275e12,
-    tensor_cores_per_chip=2,
-    hbm_bytes=34_400_000_000,
-    hbm_bandwidth=1.23e12,
-    ici_link_bandwidth=4.5e10,
-    torus_dims=3,
-    clock_hz=1.05e9,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
-  Chip(
-    kind="TPU v5 lite",
-    bf16_flops_per_chip=197e12,
-    tensor_cores_per_chip=1,
-    hbm_bytes=17_200_000_000,
-    hbm_bandwidth=8.20e11,
-    ici_link_bandwidth=4.5e10,
-    torus_dims=2,
-    clock_hz=1.50e9,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
+  _tpu("v2", tensor_cores=2, hbm_bytes=16_000_000_000, hbm_bandwidth=7.16e11),
+  # Google's documentation gives 123e12 FLOP/s and 9.0e11 bytes/s.
+  _tpu("v3", tensor_cores=2, hbm_bytes=34_400_000_000, hbm_bandwidth=8.25e11),
+  _tpu("v4", tensor_cores=2, hbm_bytes=34_400_000_000, hbm_bandwidth=1.23e12),
+  _tpu("v5e", tensor_cores=1, hbm_bytes=17_200_000_000, hbm_bandwidth=8.20e11),
   # Google's documentation gives 2.765e12 bytes/s.
-  Chip(
-    kind="TPU v5",
-    bf16_flops_per_chip=459e12,
-    tensor_cores_per_chip=2,
-    hbm_bytes=103_000_000_000,
-    hbm_bandwidth=2.46e12,
-    ici_link_bandwidth=9.0e10,
-    torus_dims=3,
-    clock_hz=1.75e9,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
+  _tpu("v5p", tensor_cores=2, hbm_bytes=103_000_000_000, hbm_bandwidth=2.46e12),
   # Google's documentation gives 918e12 FLOP/s.
-  Chip(
-    kind="TPU v6 lite",
-    bf16_flops_per_chip=920e12,
-    tensor_cores_per_chip=1,
-    hbm_bytes=34_400_000_000,
-    hbm_bandwidth=1.64e12,
-    ici_link_bandwidth=9.0e10,
-    torus_dims=2,
-    clock_hz=1.75e9,
-    source=f"{JAX} {SCALING_BOOK}",
-  ),
+  _tpu("v6e", tensor_cores=1, hbm_bytes=34_400_000_000, hbm_bandwidth=1.64e12),
   # Google's documentation gives 2,307e12 FLOP/s and 7.38e12 bytes/s.
-  Chip(
-    kind="TPU7x",
-    bf16_flops_per_chip=2310e12,
-    tensor_cores_per_chip=2,
-    devices_per_chip=2,
+  _tpu(
+    "tpu7x",
+    tensor_cores=2,
     hbm_bytes=206_000_000_000,
     hbm_bandwidth=7.40e12,
-    ici_link_bandwidth=9.0e10,
-    torus_dims=3,
-    clock_hz=2.20e9,
-    source=f"{JAX} {SCALING_BOOK} {CLOUD_TPU7X}",
+    source=CLOUD_TPU7X,
   ),
 )
 
@@ -220,13 +178,6 @@ _GPUS = (
 
 CHIPS: dict[str, Chip] = {chip.kind: chip for chip in (*_TPUS, *_GPUS)}
 
-# The other names under which jax knows the same chips.
-_ALIASES = {
-  "TPU v5e": "TPU v5 lite",
-  "TPU v5p": "TPU v5",
-  "TPU v6e": "TPU v6 lite",
-}
-
 
 def chip_of(device: jax.Device) -> Chip | None:
   """Returns the chip that `device` is, or is a part of.
@@ -241,7 +192,7 @@ def chip_of(device: jax.Device) -> Chip | None:
     The chip, or None for a CPU or any `device_kind` without published figures.
   """
   kind = device.device_kind
-  chip = CHIPS.get(_ALIASES.get(kind, kind))
+  chip = CHIPS.get(chips.ALIASES.get(kind, kind))
   if chip is None or chip.tensor_cores_per_chip is None:
     return chip
   return dataclasses.replace(

@@ -1,0 +1,261 @@
+"""Replays the schedule of a compiled TPU program: how long a step would take.
+
+The walk and what it assumes are `collective_mm.walk`'s, the costs those of
+`profiling.slice_costs`. A loop is walked until one trip is like the one before
+and the rest are added, so that transfers under way across its back edge count.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import sys
+
+import numpy as np
+
+from collective_mm import hlo
+from collective_mm.chips import ChipLink, timed_chip
+from collective_mm.walk import Span, Walk
+from profiling import peaks, slice_costs
+from profiling.torus import Torus, torus_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+  """A span of the timeline, in seconds from the start of the step.
+
+  Attributes:
+    name: the line of the schedule.
+    start_s: when it begins.
+    end_s: when it ends.
+    row: "compute", "wait", "repeat" (trips of a loop that are like the last
+      one), or the kind of transfer, "copy" for one inside the device.
+    op_name: the jax name stack of the line.
+    links: the directions in the torus that a transfer takes anywhere, "x+".
+  """
+
+  name: str
+  start_s: float
+  end_s: float
+  row: str
+  op_name: str
+  links: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+  """What one line of the schedule costs in a step.
+
+  Attributes:
+    name: the line.
+    computation: the loop body, branch or entry that holds it.
+    kind: "products", "kernels" or "rest" of compute, or what it waits for.
+    runs: how often it runs.
+    total_s: seconds of all runs together.
+    op_name: its jax name stack.
+    source: "file:line" that made it.
+  """
+
+  name: str
+  computation: str
+  kind: str
+  runs: int
+  total_s: float
+  op_name: str
+  source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay:
+  """A simulated step.
+
+  Attributes:
+    step_time_s: seconds of the step, compute and waits together.
+    compute_s: seconds of compute: "products" (dots and convolutions), "kernels"
+      (Pallas) and "rest".
+    exposed_s: seconds that the device waits, by kind of collective; "copy" for
+      waits on its own memories.
+    guessed_s: seconds of `compute_s` guessed from bytes, for want of cycles.
+    events: the timeline.
+    lines: every line that takes time, the costliest first.
+  """
+
+  step_time_s: float
+  compute_s: dict[str, float]
+  exposed_s: dict[str, float]
+  guessed_s: float
+  events: tuple[Event, ...]
+  lines: tuple[Line, ...]
+
+  @property
+  def exposed_communication_s(self) -> float:
+    """Seconds that the device waits for other devices."""
+    return sum(s for kind, s in self.exposed_s.items() if kind != "copy")
+
+  @property
+  def exposed_fraction(self) -> float:
+    """The share of the step that is exposed communication."""
+    return self.exposed_communication_s / (self.step_time_s or 1.0)
+
+  def costliest(self, n: int = 10) -> dict[str, list[Line]]:
+    """The `n` costliest lines of each loop body, branch and the entry."""
+    found = collections.defaultdict(list)
+    for line in self.lines:
+      if len(found[line.computation]) < n:
+        found[line.computation].append(line)
+    return dict(found)
+
+  def __str__(self) -> str:
+    rows = [("simulated step", self.step_time_s)]
+    rows += [(f"compute: {kind}", s) for kind, s in self.compute_s.items()]
+    rows += [(f"waits: {kind}", s) for kind, s in self.exposed_s.items()]
+    text = "\n".join(f"{name:32s}{s * 1e3:12.3f} ms" for name, s in rows)
+    return (
+      f"{text}\nexposed communication: {100 * self.exposed_fraction:.2f} % of "
+      f"the step; guessed from bytes: {self.guessed_s * 1e3:.3f} ms"
+    )
+
+
+def replay(
+  text: str,
+  *,
+  devices: list[list[int]],
+  chip: str,
+  torus_shape: tuple[int, ...] | None = None,
+) -> Replay:
+  """Simulates one step of the scheduled module `text`.
+
+  Args:
+    text: `compiled.as_text()` of a TPU program.
+    devices: `[x, y, z, core]` of each device in partition order.
+    chip: the chip's short name ("v4") or its `device_kind` ("TPU v4").
+    torus_shape: chips along each dim of the slice; the box around `devices` if
+      not given.
+
+  Raises:
+    ValueError: if `text` is not scheduled HLO of `len(devices)` partitions, the
+      chip has no published clock or links, a custom call has no known cost or a
+      loop no constant trip count.
+  """
+  module = hlo.parse(text)
+  link = timed_chip(chip)
+  torus, places = _slice(module.partitions, devices, link, torus_shape)
+  costs = slice_costs.SliceCosts(peaks.CHIPS[link.kind], torus, places)
+  unknown = slice_costs.unknown_lines(module, costs.chip)
+  if unknown:
+    raise ValueError(
+      "every line must have a known cost (a Pallas kernel needs a "
+      f"cost_estimate), got {len(unknown)} without: {', '.join(unknown[:10])}"
+    )
+  walk = Walk(module, costs)
+  return _result(module, walk, costs)
+
+
+def _slice(
+  partitions: int,
+  devices: list[list[int]],
+  link: ChipLink,
+  torus_shape: tuple[int, ...] | None,
+) -> tuple[Torus, np.ndarray]:
+  if len(devices) != partitions:
+    raise ValueError(
+      f"devices must list the module's {partitions} partitions, got "
+      f"{len(devices)}"
+    )
+  places = np.array(devices)[:, : link.torus_dims]
+  places = places - places.min(axis=0)
+  box = tuple(int(n) for n in places.max(axis=0) + 1)
+  shape = box if torus_shape is None else tuple(torus_shape)
+  if len(shape) != len(box) or any(
+    n < m for n, m in zip(shape, box, strict=True)
+  ):
+    raise ValueError(
+      f"torus_shape must hold the devices, which take {box}, got {shape}"
+    )
+  return torus_of(link, shape), places
+
+
+def _result(
+  module: hlo.Module, walk: Walk, costs: slice_costs.SliceCosts
+) -> Replay:
+  compute, exposed = collections.Counter(), collections.Counter()
+  seconds, runs = collections.Counter(), collections.Counter()
+  lines, guessed = {}, 0.0
+  for span in walk.spans:
+    if span.what not in ("compute", "wait"):
+      continue
+    total = span.runs * span.seconds
+    (compute if span.what == "compute" else exposed)[span.kind] += total
+    key = span.line.computation, span.line.name, span.kind
+    seconds[key] += total
+    runs[key] += span.runs
+    lines[key] = span.line
+    if span.what == "compute" and slice_costs.is_guessed(span.line):
+      guessed += total
+  found = [
+    Line(
+      name=name,
+      computation=computation,
+      kind=kind,
+      runs=runs[computation, name, kind],
+      total_s=total,
+      op_name=lines[computation, name, kind].op_name,
+      source=module.source(lines[computation, name, kind]),
+    )
+    for (computation, name, kind), total in seconds.items()
+  ]
+  return Replay(
+    step_time_s=walk.seconds,
+    compute_s=dict(sorted(compute.items())),
+    exposed_s=dict(sorted(exposed.items())),
+    guessed_s=guessed,
+    events=tuple(_event(span, costs) for span in walk.spans),
+    lines=tuple(sorted(found, key=lambda line: (-line.total_s, line.name))),
+  )
+
+
+def _event(span: Span, costs: slice_costs.SliceCosts) -> Event:
+  moves = span.what in ("transfer", "move")
+  return Event(
+    name=span.line.name,
+    start_s=span.begin,
+    end_s=span.end,
+    row=span.kind if moves else span.what,
+    op_name=span.line.op_name,
+    links=costs.directions(span.transfer) if span.transfer else (),
+  )
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prints the totals of a replay; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog="python -m profiling.replay", description=__doc__.splitlines()[0]
+  )
+  parser.add_argument("--text", required=True, help="scheduled HLO of a TPU")
+  parser.add_argument(
+    "--devices", required=True, help="JSON list of [x, y, z, core] by partition"
+  )
+  parser.add_argument("--chip", required=True, help="such as v4 or v5e")
+  parser.add_argument(
+    "--lines", type=int, default=10, help="costliest lines of each loop body"
+  )
+  args = parser.parse_args(argv)
+  try:
+    with open(args.text) as text, open(args.devices) as devices:
+      result = replay(text.read(), devices=json.load(devices), chip=args.chip)
+  except (OSError, ValueError) as e:
+    print(f"{parser.prog}: {e}", file=sys.stderr)
+    return 2
+  print(result)
+  for computation, lines in result.costliest(args.lines).items():
+    print(f"\n{computation}")
+    for line in lines:
+      print(
+        f"{line.total_s * 1e3:12.3f} ms {line.runs:6d} x {line.kind:20s}"
+        f"{line.name:40s} {line.op_name} {line.source}"
+      )
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

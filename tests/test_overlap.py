@@ -1,0 +1,364 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hlo_text import ARRAY, LOOP_ENTRY, RING, done, loop, module, product, start
+from jax import lax
+
+from collective_mm import all_gather_matmul, make_mesh, matmul_reduce_scatter
+from collective_mm.overlap import overlap_report
+from profiling import topology
+
+# Chips of a v5e:2x4 by coordinates: two squares, and two lines of four.
+SQUARES = [(0, 0), (0, 1), (1, 1), (1, 0), (0, 2), (0, 3), (1, 3), (1, 2)]
+LINES = [(x, y) for x in range(2) for y in range(4)]
+ROWS, WIDTH, FEATURES = 8192, 1024, 8192
+TOKENS, COLUMNS = jax.P(("data", "model")), jax.P(None, "model")
+
+
+def mesh_of(name, places):
+  pytest.importorskip("libtpu")
+  chips = {tuple(d.coords[: len(places[0])]): d for d in topology.devices(name)}
+  grid = np.array([chips[place] for place in places]).reshape(2, 4)
+  return jax.sharding.Mesh(grid, ("data", "model"))
+
+
+def compile_for(mesh, body, *, shapes=None, specs=(TOKENS, COLUMNS), out=None):
+  """`body` of two bf16 arrays inside `jax.shard_map`, compiled for `mesh`."""
+  shapes = shapes or ((ROWS, WIDTH), (WIDTH, FEATURES))
+  args = [
+    jax.ShapeDtypeStruct(
+      shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec)
+    )
+    for shape, spec in zip(shapes, specs, strict=True)
+  ]
+  mapped = jax.shard_map(
+    body,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=jax.P("data", "model") if out is None else out,
+    check_vma=False,
+  )
+  return jax.jit(mapped).lower(*args).compile()
+
+
+def ring(x, w):
+  return all_gather_matmul(x, w, axis_name="model", gather_dim=0)
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  "name, places",
+  [
+    ("v5e:2x4", SQUARES),
+    ("v4:2x2x2", [(*place, z) for z in (0, 1) for place in SQUARES[:4]]),
+  ],
+)
+def test_a_ring_is_permutes_with_products_between(name, places):
+  report = overlap_report(compile_for(mesh_of(name, places), ring))
+  assert report.chip == name.partition(":")[0]
+  assert len(report.collectives) == 6  # three steps, both ways
+  for c in report.collectives:
+    assert (c.kind, c.axes, c.devices) == ("collective-permute", ("model",), 4)
+    assert (c.nbytes, c.dtype) == (ROWS // 16 * WIDTH * 2, "bf16")
+    assert (c.hops, c.runs, c.blocks) == (1, 1, False)
+    assert c.products >= 1
+    assert "collective_mm" in c.source
+    assert c.op_name.endswith("ppermute")
+  assert report.faults == ()
+  report.assert_overlapped(min_hidden=0.9)
+
+
+@pytest.mark.tpu_compiler
+def test_the_fault_of_a_blocking_gather():
+  def gather_first(x, w):
+    return lax.all_gather(x, "model", axis=0, tiled=True) @ w
+
+  report = overlap_report(
+    compile_for(mesh_of("v5e:2x4", SQUARES), gather_first)
+  )
+  (c,) = report.collectives
+  assert (c.kind, c.axes, c.devices) == ("all-gather", ("model",), 4)
+  assert c.nbytes == ROWS // 2 * WIDTH * 2
+  assert (c.blocks, c.hidden, c.faults) == (True, 0, ("blocks",))
+  with pytest.raises(AssertionError, match=r"0\.0 % of the comm[\s\S]*blocks"):
+    report.assert_overlapped()
+
+
+@pytest.mark.tpu_compiler
+def test_the_fault_of_a_float32_wire():
+  def scatter(x, w):
+    return matmul_reduce_scatter(
+      x, w, axis_name="model", scatter_dim=0, wire_dtype=jnp.float32
+    )
+
+  compiled = compile_for(
+    mesh_of("v5e:2x4", SQUARES),
+    scatter,
+    shapes=((ROWS, WIDTH), (WIDTH, WIDTH)),
+    specs=(jax.P("data", "model"), jax.P("model", None)),
+    out=TOKENS,
+  )
+  report = overlap_report(compiled)
+  permutes = [c for c in report.collectives if c.kind == "collective-permute"]
+  assert {c.dtype for c in permutes} == {"f32"}
+  assert all("f32 on the wire" in c.faults for c in permutes)
+  assert any("f32 on the wire" in fault for fault in report.faults)
+
+
+@pytest.mark.tpu_compiler
+def test_the_fault_of_a_ring_in_series():
+  def product_then_send(x, w):
+    ys = []
+    for step in range(4):
+      ys.append(x @ w)
+      x, ys[-1] = lax.optimization_barrier((x, ys[-1]))
+      if step < 3:
+        x = lax.ppermute(x, "model", [(i, (i + 1) % 4) for i in range(4)])
+    return jnp.concatenate(ys)
+
+  report = overlap_report(
+    compile_for(mesh_of("v5e:2x4", SQUARES), product_then_send)
+  )
+  assert len(report.collectives) == 3
+  for c in report.collectives:
+    assert c.faults == ("no product between its start and its done",)
+    assert c.hidden < 0.01
+  with pytest.raises(AssertionError, match="3 collectives"):
+    report.assert_overlapped(min_hidden=0.5)
+
+
+@pytest.mark.tpu_compiler
+def test_the_fault_of_a_hop_between_chips_that_are_no_neighbours():
+  report = overlap_report(compile_for(mesh_of("v5e:2x4", LINES), ring))
+  assert {c.hops for c in report.collectives} == {3}
+  for c in report.collectives:
+    assert c.faults == ("3 hops between neighbours of the ring",)
+
+
+@pytest.mark.tpu_compiler
+def test_a_gather_that_nobody_asked_for():
+  mesh = mesh_of("v5e:2x4", SQUARES)
+
+  def split_over_the_sum(x, w):
+    return jnp.tanh(x) @ w  # the partitioner has to gather tanh(x)
+
+  args = [
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+    for shape, sharding in zip(
+      ((ROWS, WIDTH), (WIDTH, FEATURES)),
+      (jax.NamedSharding(mesh, COLUMNS), jax.NamedSharding(mesh, COLUMNS)),
+      strict=True,
+    )
+  ]
+  compiled = (
+    jax.jit(split_over_the_sum, out_shardings=jax.NamedSharding(mesh, COLUMNS))
+    .lower(*args)
+    .compile()
+  )
+  report = overlap_report(compiled)
+  (fault,) = {
+    fault
+    for c in report.collectives
+    for fault in c.faults
+    if c.kind == "all-gather" and "activation" in fault
+  }
+  assert fault == "gathers an activation, which the program did not ask for"
+
+
+# From here on, text.
+
+STEP = "\n".join(
+  [
+    start("s", "a"),
+    product("p", "a", "a", cycles=20_000),
+    done("d", "s"),
+    product("y", "p", "d", cycles=10_000),
+  ]
+)
+RING_LOOP = module(LOOP_ENTRY, loop(STEP, trips=48))
+REDUCE = f"%g = {ARRAY} all-reduce(%x), replica_groups={{}}"
+SEND_S = 2.29e-6 + 2**20 / 45e9  # of one MiB on a v5e
+
+
+def test_trips_multiply():
+  report = overlap_report(RING_LOOP, chip="v5e")
+  (c,) = report.collectives
+  assert (c.start, c.done, c.computation) == ("s", "d", "body")
+  assert (c.runs, c.products, c.devices) == (48, 1, 4)
+  assert c.transfer_s == pytest.approx(SEND_S)
+  assert c.hidden == pytest.approx(20_000 / 1.5e9 / SEND_S)
+  assert report.hidden == pytest.approx(c.hidden)
+  assert (c.axes, c.hops) == (None, None)
+
+
+def test_the_weight_of_a_transfer_is_its_time():
+  text = RING_LOOP.replace(
+    "ROOT %out",
+    f"%g = {ARRAY} all-reduce(%x), replica_groups={{}}\n  ROOT %out",
+  )
+  report = overlap_report(text, chip="v5e")
+  reduce_s = 2 * (2.29e-6 + 2**20 * 3 / 4 / (2 * 45e9))
+  blocking, hidden = report.collectives[0], report.collectives[1]
+  if blocking.kind != "all-reduce":
+    blocking, hidden = hidden, blocking
+  assert blocking.transfer_s == pytest.approx(reduce_s)
+  whole_s = reduce_s + 48 * SEND_S
+  assert report.hidden == pytest.approx(48 * SEND_S * hidden.hidden / whole_s)
+
+
+def test_without_a_chip_a_product_between_hides():
+  report = overlap_report(RING_LOOP)
+  assert (report.chip, report.hidden) == (None, 1.0)
+  in_series = [
+    start("s", "a"),
+    done("d", "s"),
+    product("y", "d", "d", cycles=20_000),
+  ]
+  text = module(LOOP_ENTRY, loop("\n".join(in_series), trips=48))
+  report = overlap_report(text)
+  assert report.hidden == 0.0
+  (c,) = report.collectives
+  assert c.transfer_s == 0
+  assert "no product between its start and its done" in c.faults
+
+
+def test_small_collectives_are_no_faults():
+  small = "f32[1024]{0:T(1024)}"
+  text = module(
+    f"%l = {small} custom-call(%x)\n"
+    f"ROOT %y = {small} all-reduce(%l), replica_groups={{}}"
+  )
+  report = overlap_report(text)
+  assert report.faults == ()
+  assert report.collectives[0].blocks
+
+
+GPU = f"""
+%wrapped (p: f32[1024,256]) -> f32[256,256] {{
+  %p = {ARRAY} parameter(0)
+  ROOT %rs = f32[256,256]{{1,0}} reduce-scatter(%p), replica_groups={{}}
+}}
+"""
+GEMM = f'{ARRAY} custom-call(%x, %x), custom_call_target="__cublas$gemm"'
+
+
+def test_the_text_of_a_gpu():
+  state = f"(({ARRAY}), f32[256,256]{{1,0}})"
+  text = module(
+    "\n".join(
+      [
+        f"%b = {state} reduce-scatter-start(%x), calls=%wrapped",
+        f"%g = ({ARRAY}, f32[4096,256]{{1,0}}) all-gather-start(%x), "
+        "replica_groups=mesh['data'=1,'model'=4] {'model'}",
+        "%h = f32[4096,256]{1,0} all-gather-done(%g)",
+        f"%y = {GEMM}",
+        "ROOT %e = f32[256,256]{1,0} reduce-scatter-done(%b)",
+      ]
+    ),
+    GPU,
+  )
+  report = overlap_report(text)
+  found = {c.kind: (c.products, c.hidden, c.done) for c in report.collectives}
+  assert found == {
+    "reduce-scatter": (1, 1.0, "e"),
+    "all-gather": (0, 0.0, "h"),
+  }
+  assert report.hidden == pytest.approx(0.2)  # by bytes, one MiB of five
+
+
+def test_on_a_cpu_everything_blocks():
+  mesh = make_mesh(data=2, model=4)
+  mapped = jax.shard_map(
+    ring,
+    mesh=mesh,
+    in_specs=(TOKENS, COLUMNS),
+    out_specs=jax.P("data", "model"),
+  )
+  x, w = jnp.ones((64, 32)), jnp.ones((32, 64))
+  report = overlap_report(jax.jit(mapped).lower(x, w).compile(), mesh=mesh)
+  assert report.collectives
+  assert all(c.blocks for c in report.collectives)
+  assert {c.axes for c in report.collectives} == {("model",)}
+  assert (report.chip, report.hidden) == (None, 0.0)
+
+
+COPIED = "\n".join(
+  [
+    f"%k = {ARRAY} copy(%a)",
+    start("s", "k"),
+    product("p", "a", "a", cycles=20_000),
+    done("d", "s"),
+    f"%y = {ARRAY} copy(%d)",
+  ]
+)
+
+
+def test_copies_of_what_a_ring_carries():
+  report = overlap_report(module(LOOP_ENTRY, loop(COPIED, trips=6)))
+  copies = [
+    (c.name, c.computation, c.runs, c.nbytes) for c in report.carry_copies
+  ]
+  assert copies == [("k", "body", 6, 1 << 20), ("y", "body", 6, 1 << 20)]
+  assert "k: copies 1.05 MB of a ring's carry 6 times in body" in report.faults
+  assert "y: copies 1.05 MB of a ring's carry" in str(report)
+  assert overlap_report(RING_LOOP).carry_copies == ()
+
+
+def test_the_table():
+  mesh = make_mesh(data=1, model=4, devices=jax.devices()[:4])
+  text = str(overlap_report(RING_LOOP, mesh=mesh, chip="v5e"))
+  header, row, total = text.splitlines()
+  columns = [
+    "kind",
+    "axes",
+    "runs",
+    "MB",
+    "dtype",
+    "products",
+    "hidden",
+    "what",
+  ]
+  assert header.split() == columns
+  assert row.split() == [
+    *("collective-permute", "model", "48", "1.05", "f32", "1+", "52.1", "%"),
+    *("f32", "on", "the", "wire;"),
+  ]
+  assert total == "1 collectives, 52.1 % hidden (modelled on a v5e)"
+
+
+def test_the_worst_come_first():
+  text = RING_LOOP.replace("ROOT %out", 48 * f"{REDUCE}\n  " + "ROOT %out")
+  with pytest.raises(AssertionError) as e:
+    overlap_report(text, chip="v5e").assert_overlapped()
+  first, *rest = str(e.value).splitlines()
+  assert "is hidden, less than 95.0 %" in first
+  assert len(rest) == 2
+  assert rest[0].startswith("  g: 0.0 % hidden, all-reduce of 4 devices")
+
+
+def test_a_function_without_collectives():
+  report = overlap_report(jax.jit(jnp.sin).lower(1.0).compile())
+  assert (report.collectives, report.hidden) == ((), 1.0)
+  report.assert_overlapped(min_hidden=1)
+
+
+def test_what_cannot_be_reported():
+  with pytest.raises(ValueError, match="must have a text, got none"):
+    overlap_report(types.SimpleNamespace(as_text=lambda: None))
+  with pytest.raises(ValueError, match="must be scheduled HLO"):
+    overlap_report(RING_LOOP.replace("is_scheduled=true, ", ""))
+  with pytest.raises(ValueError, match="have the module's 4 devices, got 8"):
+    overlap_report(RING_LOOP, mesh=make_mesh(data=2, model=4))
+  with pytest.raises(ValueError, match=r"must be one of v4, .*, got 'v3'"):
+    overlap_report(RING_LOOP, chip="v3")
+  with pytest.raises(ValueError, match="must be from 0 to 1, got 95"):
+    overlap_report(RING_LOOP).assert_overlapped(95)
+
+
+def test_a_permute_that_goes_one_way_round():
+  # A chain, whose last device sends nothing on.
+  text = RING_LOOP.replace(RING, "source_target_pairs={{0,1},{1,2},{2,3}}")
+  assert overlap_report(text).collectives[0].devices == 4
