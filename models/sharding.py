@@ -47,13 +47,13 @@ def check_mesh(
   """Checks that the mesh divides the model and the batch.
 
   Raises:
-    ValueError: naming the first of heads, MLP features, width and batch size
-      that the mesh does not divide, with the numbers.
+    ValueError: naming the first of heads, MLP features and batch size that the
+      mesh does not divide, with the numbers, or a layout that is neither.
   """
   data, model = mesh.shape["data"], mesh.shape["model"]
   if layout not in ("tokens", "features"):
     raise ValueError(f"layout must be tokens or features, got {layout!r}")
-  for name in ("heads", "mlp", "width"):
+  for name in ("heads", "mlp"):  # the heads divide the width
     if getattr(cfg, name) % model:
       raise ValueError(
         f"the model axis must divide {name}: {name}={getattr(cfg, name)} is "

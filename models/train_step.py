@@ -148,7 +148,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {
       "loss": loss,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       "max_attention_logit": max_logit,
     }
     return TrainState(state.step + 1, params, opt_state), metrics
