@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# The tests of the library's own modules: they need none of the extras.
+LIBRARY_TESTS := $(wildcard $(patsubst collective_mm/%.py,tests/test_%.py, \
+  $(wildcard collective_mm/*.py)))
 
-.PHONY: train test test-long lint bench clean
+.PHONY: train test test-long test-all lint bench clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -23,6 +26,17 @@ test: $(INSTALLED)  ## the tests that every change must pass
 test-long: $(INSTALLED)  ## those and the long ones
 	$(BIN)/python -m pytest -n 2 -m "long or not long" $(ARGS)
 
+test-all: test-3.12 test-3.13  ## the library's, there with the newest jax
+
+test-3.%:
+	@if ! python3.$* -c '' 2>/dev/null; then \
+	  echo "python3.$* not found: skipped"; exit; \
+	fi; \
+	set -ex; test -x .venv-3.$*/bin/python || python3.$* -m venv .venv-3.$*; \
+	.venv-3.$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --upgrade --upgrade-strategy eager --editable '.[test]'; \
+	.venv-3.$*/bin/python -m pytest -n 2 $(LIBRARY_TESTS) $(ARGS)
+
 lint: $(INSTALLED)  ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +45,4 @@ bench: $(INSTALLED)  ## time the ops on the devices that are here
 	$(BIN)/python -m profiling.bench_matmul $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-3.* build *.egg-info

@@ -56,7 +56,7 @@ class _Dense:
     Raises:
       ValueError: if the mesh axis does not divide the sharded dim.
     """
-    self._check_divides(in_features)
+    self._check_init(in_features)
 
     def make(key):
       shape = (in_features, self.features)
@@ -73,6 +73,14 @@ class _Dense:
       for name, spec in self.specs.items()
     }
     return jax.jit(make, out_shardings=shardings)(key)
+
+  def _check_divides(self, name: str, number: int) -> None:
+    size = 1 if self.mesh is None else self.mesh.shape[self.axis_name]
+    if number % size:
+      raise ValueError(
+        f"axis {self.axis_name!r} must divide {name}: {number} is not a "
+        f"multiple of {size}"
+      )
 
   def _sharded(self, per_device, in_spec, out_spec):
     """`per_device(params, x)` over the model axis of the mesh."""
@@ -135,13 +143,8 @@ class ColumnDense(_Dense):
     specs = {"kernel": jax.P(None, self.axis_name)}
     return specs | ({"bias": jax.P(self.axis_name)} if self.use_bias else {})
 
-  def _check_divides(self, in_features: int) -> None:
-    size = 1 if self.mesh is None else self.mesh.shape[self.axis_name]
-    if self.features % size:
-      raise ValueError(
-        f"axis {self.axis_name!r} must divide features: {self.features} is "
-        f"not a multiple of {size}"
-      )
+  def _check_init(self, in_features: int) -> None:
+    self._check_divides("features", self.features)
 
   def __call__(self, params: Params, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., D]`, global or per device."""
@@ -149,7 +152,7 @@ class ColumnDense(_Dense):
       return self._per_device(params, x)
     in_spec = _sharded_dim(x.ndim, self.gather_dim, self.axis_name)
     out_spec = _sharded_dim(x.ndim, -1, self.axis_name)
-    _check_input(self, "gather_dim", self.gather_dim, x)
+    self._check_divides(f"dim {self.gather_dim} of x", x.shape[self.gather_dim])
     return self._sharded(self._per_device, in_spec, out_spec)(params, x)
 
   def _per_device(self, params: Params, x: jax.Array) -> jax.Array:
@@ -204,13 +207,10 @@ class RowDense(_Dense):
     bias = jax.P(self.axis_name if self.scatter_dim == -1 else None)
     return specs | ({"bias": bias} if self.use_bias else {})
 
-  def _check_divides(self, in_features: int) -> None:
-    size = 1 if self.mesh is None else self.mesh.shape[self.axis_name]
-    if in_features % size:
-      raise ValueError(
-        f"axis {self.axis_name!r} must divide in_features: {in_features} is "
-        f"not a multiple of {size}"
-      )
+  def _check_init(self, in_features: int) -> None:
+    self._check_divides("in_features", in_features)
+    if self.scatter_dim == -1:
+      self._check_divides("features", self.features)
 
   def __call__(self, params: Params, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
@@ -222,7 +222,12 @@ class RowDense(_Dense):
       return self._per_device(params, x)
     in_spec = _sharded_dim(x.ndim, -1, self.axis_name)
     out_spec = _sharded_dim(x.ndim, self.scatter_dim, self.axis_name)
-    _check_input(self, "the last dim", -1, x)
+    self._check_divides("dim -1 of x", x.shape[-1])
+    # The op would pad; a global array has no place for that.
+    y_shape = (*x.shape[:-1], self.features)
+    self._check_divides(
+      f"dim {self.scatter_dim} of y", y_shape[self.scatter_dim]
+    )
     return self._sharded(self._per_device, in_spec, out_spec)(params, x)
 
   def _per_device(self, params: Params, x: jax.Array) -> jax.Array:
@@ -249,12 +254,3 @@ def _sharded_dim(ndim: int, dim: int, axis_name: str) -> jax.P:
   entries = [None] * ndim
   entries[dim] = axis_name
   return jax.P(*entries)
-
-
-def _check_input(layer: _Dense, name: str, dim: int, x: jax.Array) -> None:
-  size = layer.mesh.shape[layer.axis_name]
-  if x.shape[dim] % size:
-    raise ValueError(
-      f"axis {layer.axis_name!r} must divide {name} of x: {x.shape[dim]} is "
-      f"not a multiple of {size}, got x.shape={x.shape}"
-    )

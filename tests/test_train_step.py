@@ -1,0 +1,293 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxpr_walk import equations, kept_by_forward
+from test_vit_reference import some_params
+
+from collective_mm import make_mesh
+from models.loss import loss_fn, sigmoid_xent
+from models.optimizer import OptimizerConfig, make_optimizer
+from models.params import init_params
+from models.sharding import param_specs
+from models.train_step import (
+  TrainState,
+  batch_sharding,
+  init_state,
+  make_eval_step,
+  make_train_step,
+  state_shardings,
+)
+from models.vit_config import ViTConfig
+from models.vit_reference import forward
+
+P = jax.P
+BATCH, STEPS = 16, 20
+CFG = ViTConfig(
+  width=32, depth=2, mlp=64, heads=4, classes=5, image=8, channels=1, patch=4
+)
+OLD = dataclasses.replace(
+  CFG, parallel=False, qk_norm=False, attention_bias=True, norm_bias=True
+)
+OLD_MEAN = dataclasses.replace(OLD, pool=False)
+RUN = OptimizerConfig(
+  peak_lr=1e-2,
+  total_steps=STEPS,
+  warmup_steps=5,
+  cooldown_steps=5,
+  timescale=5,
+)
+# An optimiser whose state is the gradient.
+RECORD = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
+layouts = pytest.mark.parametrize("layout", ["tokens", "features"])
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return make_mesh(data=2, model=4)
+
+
+def some_batch(seed, padding=0):
+  rng = np.random.default_rng(seed)
+  shape = (BATCH, CFG.image, CFG.image, CFG.channels)
+  images = rng.uniform(-1, 1, shape).astype(np.float32)
+  # A rule to learn: the class is the number of bright quarters.
+  quarters = images.reshape(BATCH, 2, 4, 2, 4).mean(axis=(2, 4)) > 0
+  labels = np.eye(CFG.classes, dtype=np.float32)[quarters.sum(axis=(1, 2))]
+  mask = (np.arange(BATCH) < BATCH - padding).astype(np.float32)
+  return {"image": images, "label": labels, "mask": mask}
+
+
+@functools.cache
+def first_params():
+  return jax.jit(lambda: init_params(jax.random.key(0), CFG))()
+
+
+def placed(params, cfg, optimizer, mesh):
+  """The first state of a run from `params`, each device its shards."""
+
+  def make(params):
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+  shardings = state_shardings(cfg, optimizer, mesh)
+  return jax.jit(make, out_shardings=shardings)(params)
+
+
+@functools.cache
+def twins_run():
+  """Batches, what each step of the twin makes of them, and the last state."""
+  batches = [some_batch(i, padding=3 if i == 7 else 0) for i in range(STEPS)]
+  optimizer = make_optimizer(RUN)
+
+  def loss_of(params, batch):
+    logits, out = forward(params, batch["image"], CFG)
+    loss = loss_fn(logits, batch["label"], batch["mask"])
+    return loss, out["max_attention_logit"]
+
+  @jax.jit
+  def step(params, opt_state, batch):
+    grad = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, max_logit), grads = grad(params, batch)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics = {
+      "loss": loss,
+      "grad_norm": optax.tree.norm(grads),
+      "max_attention_logit": max_logit,
+    }
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+  params, history = first_params(), []
+  opt_state = jax.jit(optimizer.init)(params)
+  for batch in batches:
+    params, opt_state, metrics = step(params, opt_state, batch)
+    history.append(metrics)
+  return batches, history, params
+
+
+@layouts
+def test_twenty_steps_equal_the_twins(mesh, layout):
+  batches, history, last_params = twins_run()
+  optimizer = make_optimizer(RUN)
+  state = placed(first_params(), CFG, optimizer, mesh)
+  step = make_train_step(CFG, optimizer, mesh, layout=layout)
+  for i, (batch, want) in enumerate(zip(batches, history, strict=True)):
+    state, got = step(state, jax.device_put(batch, batch_sharding(mesh)))
+    assert got.keys() == want.keys()
+    for name, value in got.items():
+      np.testing.assert_allclose(  # 40 units in the last place
+        value, want[name], rtol=5e-6, err_msg=f"{name} of step {i}"
+      )
+  assert int(state.step) == STEPS
+  assert history[-1]["loss"] < history[0]["loss"] / 2  # it did train
+
+  got, want = jax.device_get((state.params, last_params))
+  # Softmax is blind to it, so Adam divides rounding errors by each other.
+  del got["pool"]["k"]["bias"], want["pool"]["k"]["bias"]
+  # Parameters are of order one, and moved by up to 20 times 0.01.
+  assert_close(got, want, atol=5e-6)
+
+
+def assert_close(got, want, atol):
+  def compare(path, a, b):
+    name = jax.tree_util.keystr(path)
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+  jax.tree_util.tree_map_with_path(compare, got, want)
+
+
+@functools.cache
+def recorded_step(cfg, layout, remat):
+  """A step that returns its metrics and its gradients."""
+  mesh = make_mesh(data=2, model=4)
+  step = make_train_step(cfg, RECORD, mesh, layout=layout, remat=remat)
+
+  def run(batch):
+    state, metrics = step(placed(some_params(cfg), cfg, RECORD, mesh), batch)
+    return metrics, jax.device_get(state.opt_state[0].trace)
+
+  return run
+
+
+# Those of the ViT-22B block are in the twenty steps.
+@pytest.mark.parametrize(
+  ("cfg", "layout", "remat"),
+  [(OLD, "features", False), (OLD_MEAN, "tokens", True)],
+  ids=["pool-features", "mean-tokens-remat"],
+)
+def test_gradients_of_the_earlier_block_equal_the_twins(cfg, layout, remat):
+  batch = some_batch(0, padding=3)
+
+  @jax.jit
+  def twin(params):
+    def loss_of(params):
+      logits, _ = forward(params, batch["image"], cfg)
+      return loss_fn(logits, batch["label"], batch["mask"])
+
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    return loss, optax.tree.norm(grads), grads
+
+  loss, norm, want = twin(some_params(cfg))
+  metrics, got = recorded_step(cfg, layout, remat)(batch)
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=5e-6)
+  np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=5e-6)
+  assert_close(got, want, atol=2e-6 * float(norm))
+
+
+def test_padding_does_not_count():
+  run = recorded_step(OLD_MEAN, "tokens", True)
+  batch = some_batch(0, padding=3)
+  changed = batch | {
+    name: np.concatenate([batch[name][:-3], 1 - batch[name][-3:]])
+    for name in ("image", "label")
+  }
+  (metrics, grads), (metrics2, grads2) = run(batch), run(changed)
+  for name in ("loss", "grad_norm"):
+    np.testing.assert_array_equal(metrics[name], metrics2[name])
+  assert_close(grads, grads2, atol=0)
+
+  all_real, _ = run(batch | {"mask": np.ones_like(batch["mask"])})
+  assert abs(all_real["loss"] - metrics["loss"]) > 1e-3
+
+
+def test_a_batch_of_padding_alone_is_worth_nothing():
+  metrics, grads = recorded_step(OLD_MEAN, "tokens", True)(
+    some_batch(0, padding=BATCH)
+  )
+  assert metrics["loss"] == metrics["grad_norm"] == 0
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_evaluation_sums_what_the_mask_keeps(mesh):
+  batch, params = some_batch(0, padding=3), some_params(CFG)
+  got = make_eval_step(CFG, mesh)(params, batch)
+  logits, _ = jax.jit(forward, static_argnames="cfg")(
+    params, batch["image"], CFG
+  )
+  kept = BATCH - 3
+  right = logits.argmax(axis=1) == batch["label"].argmax(axis=1)
+  want = {
+    "loss": sigmoid_xent(logits, batch["label"])[:kept].sum(),
+    "correct": right[:kept].sum(),
+    "count": kept,
+  }
+  assert 0 < want["correct"] < kept
+  assert {leaf.dtype for leaf in got.values()} == {np.dtype("float32")}
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-6), got, want
+  )
+
+
+def specs_of(shardings):
+  return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+def test_the_moments_of_adam_lie_as_their_parameters_do(mesh):
+  shardings = state_shardings(CFG, make_optimizer(RUN), mesh)
+  specs = param_specs(CFG, mesh)
+  assert specs_of(shardings.params) == specs
+  for moment in ("mu", "nu"):
+    assert specs_of(optax.tree.get(shardings.opt_state, moment)) == specs
+  assert shardings.step.spec == P()
+
+
+def test_only_the_factored_moments_of_adafactor_lie_whole(mesh):
+  optimizer = make_optimizer(dataclasses.replace(RUN, kind="adafactor"))
+  shardings = state_shardings(CFG, optimizer, mesh).opt_state
+  specs = param_specs(CFG, mesh)
+  assert specs_of(optax.tree.get(shardings, "ema")) == specs
+  factored = optax.tree.get(shardings, "FactoredState")
+  whole = jax.tree.map(lambda _: P(), specs)
+  assert specs_of(factored.v_row) == specs_of(factored.v_col) == whole
+  unfactored = specs_of(factored.v)
+  for layer in ("q", "mlp_in"):
+    assert unfactored["blocks"][layer]["kernel"] == P()
+  assert unfactored["blocks"]["mlp_in"]["bias"] == P(None, "model")
+  assert unfactored["head"]["kernel"] == specs["head"]["kernel"]  # 5 columns
+
+  shapes = jax.eval_shape(
+    lambda: optimizer.init(init_params(jax.random.key(0), CFG))
+  )
+  # Raises unless the mesh divides every dim.
+  jax.tree.map(lambda s, leaf: s.shard_shape(leaf.shape), shardings, shapes)
+
+
+def test_the_start_is_sharded_and_the_same_on_every_mesh(mesh):
+  optimizer = make_optimizer(RUN)
+  state = init_state(jax.random.key(0), CFG, optimizer, mesh)
+  for leaf, sharding in zip(
+    jax.tree.leaves(state),
+    jax.tree.leaves(state_shardings(CFG, optimizer, mesh)),
+    strict=True,
+  ):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+  jax.tree.map(np.testing.assert_array_equal, state.params, first_params())
+  assert state.step == 0
+
+
+@layouts
+@pytest.mark.parametrize("cfg", [CFG, OLD], ids=["22b", "earlier"])
+def test_backward_keeps_and_gathers_no_whole_activation(mesh, cfg, layout):
+  step = make_train_step(cfg, RECORD, mesh, layout=layout, schedule="two_way")
+  params = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
+  opt_state = jax.eval_shape(RECORD.init, params)
+  jaxpr = jax.make_jaxpr(step)(TrainState(0, params, opt_state), some_batch(0))
+  over_model = [
+    (eqn.primitive.name, eqn.invars[0].aval.shape)
+    for eqn in equations(jaxpr)
+    if eqn.primitive.name in ("all_gather", "reduce_scatter")
+    and "model" in eqn.params["axis_name"]
+  ]
+  # The paper's layout begins with the raw images of the whole ring.
+  images = (BATCH // 8, cfg.image, cfg.image, cfg.channels)
+  expected = {"tokens": [], "features": [("all_gather", images)]}
+  assert over_model == expected[layout]
+
+  kept = [math.prod(shape) for shape in kept_by_forward(jaxpr)]
+  whole = BATCH // 2 * cfg.tokens * cfg.width  # of one device's data group
+  assert whole // 4 in kept  # the shards, as always
+  assert max(kept) < whole
