@@ -49,16 +49,33 @@ def axis_size(axis_name: AxisName) -> int:
   """Devices along `axis_name`, which must be manual here.
 
   Raises:
-    ValueError: if no `jax.shard_map` over `axis_name` is open.
+    ValueError: if no `jax.shard_map` over `axis_name` is open, or if several
+      axes are not a tuple in mesh order.
   """
+  mesh = jax.sharding.get_abstract_mesh()
   try:
-    return lax.axis_size(axis_name)
+    size = lax.axis_size(axis_name)
   except NameError:
-    open_axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     raise ValueError(
       f"axis_name must be an axis of the jax.shard_map that this is called "
-      f"in; axes that are manual here: {open_axes}, got {axis_name!r}"
+      f"in; axes that are manual here: {tuple(mesh.manual_axes)}, got "
+      f"{axis_name!r}"
     ) from None
+  if not isinstance(axis_name, str):
+    in_order = tuple(name for name in mesh.axis_names if name in axis_name)
+    if axis_name != in_order:
+      # jax 0.10 would permute in mesh order all the same.
+      raise ValueError(
+        f"axis_name must be one axis, or a tuple in mesh order, {in_order}, "
+        f"got {axis_name!r}"
+      )
+  return size
+
+
+def device_kind() -> str | None:
+  """The kind of device that the open `jax.shard_map` is traced for."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return None if device is None else device.device_kind
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:

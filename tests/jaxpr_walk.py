@@ -18,5 +18,9 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def kept_by_forward(jaxpr: Any) -> list[tuple[int, ...]]:
   """Shapes that the first scan stacks for later, each of one step."""
   scan = next(e for e in equations(jaxpr) if e.primitive.name == "scan")
-  stacked = scan.outvars[scan.params["num_carry"] :]
-  return [v.aval.shape[1:] for v in stacked]
+  body = getattr(scan.params["jaxpr"], "jaxpr", scan.params["jaxpr"])
+  return [
+    inner.aval.shape
+    for outer, inner in zip(scan.outvars, body.outvars, strict=True)
+    if outer.aval.ndim > inner.aval.ndim  # else a carry
+  ]

@@ -60,11 +60,12 @@ def test_sums_end_on_their_owners(size, two_way):
   lanes = ring.split_lanes(4, size=size, two_way=two_way, chunks=1)
 
   def reduced(x):  # x[size * 4]: a share of every device's four rows
-    def share(owner, lane):
+    def add_share(owner, lane, arrived):
       rows = jax.lax.dynamic_slice_in_dim(x, owner * 4, 4)
-      return rows[lane.start : lane.stop]
+      mine = rows[lane.start : lane.stop]
+      return mine if arrived is None else mine + arrived
 
-    sums = ring.scattered(share, lanes, "model", wire_dtype=x.dtype)
+    sums = ring.scattered(add_share, lanes, "model", wire_dtype=x.dtype)
     return jnp.concatenate(sums)
 
   run = jax.jit(
