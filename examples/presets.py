@@ -108,7 +108,7 @@ PRESETS: dict[str, TrainConfig] = {
       data="digits",
       model=get_config("vit_tiny", head_bias_init=math.log(1 / 9)),
       optimizer=OptimizerConfig(
-        peak_lr=2e-3,
+        peak_lr=3e-3,
         total_steps=500,
         warmup_steps=50,
         cooldown_steps=170,

@@ -28,6 +28,9 @@ def main(argv: list[str]) -> int:
   except UsageError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except FloatingPointError as error:
+    print(f"error: {error}; try a lower --lr", file=sys.stderr)
+    return 1
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130

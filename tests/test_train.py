@@ -147,7 +147,7 @@ def test_the_command_repeats_a_run_and_says_little(
       f"--workdir={folder}",
     ],
     cwd=ROOT,
-    env={**os.environ, **compiled_once, "XLA_FLAGS": ""},
+    env={**os.environ, **compiled_once},
     capture_output=True,
     text=True,
     timeout=300,
@@ -307,6 +307,18 @@ def test_resuming_as_another_run_is_refused(whole, capfd, flag, message):
   with pytest.raises(UsageError, match=message):
     raise UsageError(said)
   assert files(folder) == before
+
+
+def test_a_loss_that_blows_up_stops_the_run(
+  compiled_once, tmp_path, monkeypatch, capfd
+):
+  monkeypatch.chdir(tmp_path)
+  assert train.main(["train", *TINY_FLAGS, "--lr=1e38"]) == 1
+  err = capfd.readouterr().err
+  assert err.startswith("error: loss is ") and "try a lower --lr" in err
+  (folder,) = (tmp_path / "runs").iterdir()  # the default: a fresh folder
+  assert folder.name.startswith("digits-")
+  assert (folder / "curves.png").stat().st_size > 0
 
 
 def test_help_lists_the_flags(capsys):
