@@ -35,7 +35,16 @@ class _Plan:
     """The epilogue of products, or the products themselves."""
     if self.epilogue is None:
       return ys
-    return jax.tree.unflatten(self.epilogue, operands)(*ys)
+    out = jax.tree.unflatten(self.epilogue, operands)(*ys)
+    rows = ys[0].shape[:-1]
+    for leaf in jax.tree.leaves(out):
+      if jnp.shape(leaf)[: len(rows)] != rows:
+        raise ValueError(
+          f"epilogue must map rows to rows: of a piece of shape {ys[0].shape} "
+          f"every leaf must begin with {rows}, got a leaf of shape "
+          f"{jnp.shape(leaf)}"
+        )
+    return out
 
 
 def all_gather_matmul(
@@ -63,10 +72,10 @@ def all_gather_matmul(
   `jax.shard_map`.
 
   Args:
-    x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`.
+    x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`; floats.
     w: `[D, F/t]` column shard, or a tuple of them that share the one gather.
       With `gather_dim=-1` the last shard of `x` may reach past the rows of
-      `w`; what lies there is not read.
+      `w`; what lies there, finite numbers, is multiplied by zeros.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     gather_dim: the dim of `x` that is sharded; the last one is contracted.
     schedule: "auto", "unoverlapped", "one_way", "two_way" or "async", which
@@ -77,8 +86,9 @@ def all_gather_matmul(
     epilogue: `epilogue(*ys)` is applied to the products of each piece, inside
       the ring step, where the compiler fuses it with them: bias, activation,
       a norm over features, a split into heads. It maps rows to rows: every
-      leaf of its result begins with the row dims of `y`. Arrays that need a
-      gradient come in as `jax.tree_util.Partial(function, *arrays)`.
+      leaf of its result begins with the row dims of its piece, in which the
+      gathered one is outermost. Arrays that need a gradient come in as
+      `jax.tree_util.Partial(function, *arrays)`.
     accum_dtype: dtype in which products are summed.
     dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
       gathered `x`, under the checkpoint name "all_gather_matmul_x".
@@ -88,7 +98,7 @@ def all_gather_matmul(
     result of the epilogue if there is one.
 
   Raises:
-    ValueError: if shapes, the dim, the axis or an option do not fit.
+    ValueError: if shapes, dtypes, the dim, the axis or an option do not fit.
 
   Cost: `t - 1` sends of `x.nbytes` (two-way: `2 (t - 1)` of half of that),
     beside `2 * x.size * t * F / t` FLOPs; backward sends twice as much.
@@ -105,9 +115,12 @@ def all_gather_matmul(
     ((2, 16), 8.0)
   """
   ws = w if isinstance(w, tuple) else (w,)
+  if not ws:
+    raise ValueError("w must be a matrix or a tuple of at least one, got ()")
   size = axis_size(axis_name)
   dim = _dim("gather_dim", gather_dim, "x", x)
   by_rows = dim != x.ndim - 1
+  _check_types((x,) * len(ws), ws)
   for i, wi in enumerate(ws):
     name = f"w[{i}]" if isinstance(w, tuple) else "w"
     rows = wi.shape[0] if wi.ndim == 2 else None
@@ -181,7 +194,7 @@ def matmul_reduce_scatter(
     `[..., D]` with `scatter_dim` cut by `t`, rounded up, in the dtype of `x`.
 
   Raises:
-    ValueError: if shapes, the dim, the axis or an option do not fit.
+    ValueError: if shapes, dtypes, the dim, the axis or an option do not fit.
 
   Cost: `t - 1` sends of `y.nbytes` in `wire_dtype` (two-way: `2 (t - 1)` of
     half of that) beside `2 * x.size * D` FLOPs; backward sends as much.
@@ -200,12 +213,14 @@ def matmul_reduce_scatter(
   xs = x if isinstance(x, tuple) else (x,)
   ws = w if isinstance(w, tuple) else (w,)
   size = axis_size(axis_name)
-  if len(xs) != len(ws):
+  if len(xs) != len(ws) or not xs:
     raise ValueError(
-      f"x and w must be tuples of one length, got {len(xs)} and {len(ws)}"
+      f"x and w must be tuples of one length, not 0, got {len(xs)} and "
+      f"{len(ws)}"
     )
   dim = _dim("scatter_dim", scatter_dim, "y", xs[0])
   by_rows = dim != xs[0].ndim - 1
+  _check_types(xs, ws)
   for i, (xi, wi) in enumerate(zip(xs, ws, strict=True)):
     if wi.ndim != 2 or xi.shape[-1] != wi.shape[0]:
       raise ValueError(
@@ -309,6 +324,24 @@ def _pad(x: jax.Array, dim: int, size: int) -> jax.Array:
 def _keep_apart(x: jax.Array) -> jax.Array:
   """`x`, which the compiler may not know to be the `x` used before."""
   return lax.optimization_barrier(x)
+
+
+def _check_types(xs: tuple, ws: tuple) -> None:
+  """Refuses dtypes that the output, which has that of `x`, cannot hold."""
+  for x, w in zip(xs, ws, strict=True):
+    w_is_integer = jnp.issubdtype(w.dtype, jnp.integer)
+    w_is_real = jnp.issubdtype(w.dtype, jnp.floating) or w_is_integer
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not w_is_real:
+      raise ValueError(
+        f"x must have a floating dtype and w a floating or integer one, got "
+        f"x.dtype={x.dtype}, w.dtype={w.dtype}"
+      )
+    if any(any(jax.typeof(a).sharding.spec) for a in (x, w)):
+      raise NotImplementedError(
+        f"x and w may be sharded over mesh axes that are manual or "
+        f"AxisType.Auto, not yet Explicit, got x: {jax.typeof(x)}, w: "
+        f"{jax.typeof(w)}"
+      )
 
 
 def _dim(name: str, dim: int, of: str, x: jax.Array) -> int:
