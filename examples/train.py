@@ -4,6 +4,7 @@ Without flags: a small one in the style of ViT-22B, on scikit-learn's digits,
 over a (data=2, model=4) mesh of eight virtual CPU devices.
 """
 
+import logging
 import sys
 
 import absl.logging
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
 
   # Orbax tells of its own tidying up at the level of warnings.
   absl.logging.set_verbosity(absl.logging.ERROR)
+  # A font cache that another environment left names fonts that are gone.
+  logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
   try:
     request = parse(argv)
     if request:
