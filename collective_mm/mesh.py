@@ -100,18 +100,17 @@ def vary_alike(
   """
   names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   union = frozenset(names).union(*(varying_axes(x) for x in arrays))
-  return tuple(
-    lax.pcast(x, tuple(sorted(union - varying_axes(x))), to="varying")
-    if union - varying_axes(x)
-    else x
-    for x in arrays
-  )
+  return tuple(vary_over(x, union) for x in arrays)
+
+
+def vary_over(x: jax.Array, names: frozenset[str]) -> jax.Array:
+  """Marks `x` as varying over the axes `names` too."""
+  missing = tuple(sorted(names - varying_axes(x)))
+  return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def empty_like_varying(
   shape: tuple[int, ...], dtype, like: jax.Array
 ) -> jax.Array:
   """An uninitialised array that varies over the same axes as `like`."""
-  buffer = lax.empty(shape, dtype)
-  missing = tuple(sorted(varying_axes(like)))
-  return lax.pcast(buffer, missing, to="varying") if missing else buffer
+  return vary_over(lax.empty(shape, dtype), varying_axes(like))
