@@ -25,6 +25,7 @@ from collective_mm.mesh import (
 from collective_mm.prefetch_checks import (
   check_microbatches,
   cut_dims,
+  ring_parts,
   stack_length,
 )
 from collective_mm.weights import Wire
@@ -46,6 +47,7 @@ def prefetch_scan(
   reduce_dtype: jax.typing.DTypeLike = jnp.float32,
   hold_across_microbatches: bool = False,
   backend: str | tuple[str, str] = "auto",
+  rings: tuple[int, ...] | None = None,
 ) -> Any:
   """Returns `carry` after all layers, each layer's weights gathered ahead.
 
@@ -87,6 +89,9 @@ def prefetch_scan(
       without any option; or a pair for (gathers, reductions). "auto" takes
       native ones but for the reductions of a TPU, which has no asynchronous
       reduce-scatter. `gate.compiler_options` makes a TPU's gathers so.
+    rings: the sizes of the rings that the axis is made of, outermost first:
+      (4, 4) for an axis that runs through a torus of 4 x 4 row by row, as
+      `placement.axis_rings(mesh, axis_name)` tells; one ring if not given.
 
   Returns:
     The last carry; `(carry, aux)`, each leaf of it `[L, ...]`, with `has_aux`.
@@ -130,6 +135,7 @@ def prefetch_scan(
       reduce_dtype=jnp.dtype(reduce_dtype),
       gather_by=gather_by,
       reduce_by=reduce_by,
+      parts=ring_parts(rings, axis_name),
     ),
     treedef=treedef,
     length=length,

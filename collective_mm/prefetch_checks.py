@@ -1,12 +1,14 @@
 """What `prefetch_scan` asks of its trees."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from collective_mm.mesh import AxisName
+from collective_mm.mesh import AxisName, axis_size
+from collective_mm.ring import Part
 
 
 def stack_length(stacked_params: Any, xs: Any) -> int:
@@ -91,3 +93,19 @@ def _cut_dim(
       )
     found = dim - 1
   return found
+
+
+def ring_parts(
+  rings: tuple[int, ...] | None, axis_name: AxisName
+) -> tuple[Part, ...]:
+  """The rings of more than one device, outermost first."""
+  size = axis_size(axis_name)
+  rings = (size,) if rings is None else tuple(rings)
+  if math.prod(rings) != size or any(n < 1 for n in rings):
+    raise ValueError(
+      f"rings must be sizes whose product is that of axis {axis_name!r}, "
+      f"{size}, got {rings}"
+    )
+  strides = [math.prod(rings[i + 1 :]) for i in range(len(rings))]
+  parts = zip(rings, strides, strict=True)
+  return tuple(Part(n, stride) for n, stride in parts if n > 1)

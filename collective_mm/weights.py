@@ -21,6 +21,10 @@ from collective_mm.mesh import AxisName, empty_like_varying
 # Bytes of a shard. On the wire it takes about as long as the latency of a hop,
 # some 5 us at 45 GB/s.
 SMALL = 1 << 18
+# The longest ring of which each share goes straight to its owner. A link then
+# carries size / 8 of the whole in the dtype of the gradients; passed on it is
+# 1 / 2 in the dtype of sums, which have to be read and written at every hop.
+EXCHANGE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Wire:
     reduce_dtype: gradients travel and are summed in it.
     gather_by: "native" or "ring".
     reduce_by: "native" or "ring".
+    parts: the rings that the axis is made of, outermost first.
   """
 
   axis_name: AxisName
@@ -43,6 +48,7 @@ class Wire:
   reduce_dtype: jnp.dtype
   gather_by: str
   reduce_by: str
+  parts: tuple[ring.Part, ...]
 
   def gather(self, shards: Sequence[jax.Array]) -> list[jax.Array]:
     """The whole weights, from this device's shards of them."""
@@ -101,39 +107,73 @@ class Wire:
     """x[rows, ...] of all devices, [t * rows, ...]."""
     if self.gather_by == "native":
       return lax.all_gather(x, self.axis_name, axis=0, tiled=True)
-    size = lax.axis_size(self.axis_name)
-    flat, dim = x.reshape(x.shape[0], -1), int(x.shape[0] == 1)
-    lanes = ring.split_lanes(flat.shape[dim], size=size, two_way=True, chunks=1)
-    whole = empty_like_varying((size, *flat.shape), x.dtype, like=x)
-    for owner, lane, piece in ring.gathered(flat, lanes, self.axis_name, dim):
-      at = [owner, 0, 0]
-      at[dim + 1] = lane.start
-      whole = lax.dynamic_update_slice(whole, piece[None], at)
-    return whole.reshape(-1, *x.shape[1:])
+    shape = x.shape[1:]
+    x = x.reshape(x.shape[0], -1)
+    for part in reversed(self.parts):
+      dim = _lane_dim(x)
+      lanes = _lanes(x.shape[dim], part)
+      whole = empty_like_varying((part.size, *x.shape), x.dtype, like=x)
+      for owner, lane, piece in ring.gathered(
+        x, lanes, self.axis_name, dim, part
+      ):
+        at = [owner, 0, 0]
+        at[dim + 1] = lane.start
+        whole = lax.dynamic_update_slice(whole, piece[None], at)
+      x = whole.reshape(-1, x.shape[1])
+    return x.reshape(-1, *shape)
 
   def _reduce(self, chunks: jax.Array) -> jax.Array:
     """This device's chunk of the sum of all devices' chunks[t, rows, ...]."""
     if self.reduce_by == "native":
-      g = chunks.astype(self.reduce_dtype)
-      return lax.psum_scatter(g, self.axis_name, scatter_dimension=0)
-    size, shape = chunks.shape[0], chunks.shape[1:]
-    chunks = chunks.reshape(size, shape[0], -1)
-    dim = 1 if shape[0] > 1 else 2
-    lanes = ring.split_lanes(
-      chunks.shape[dim], size=size, two_way=True, chunks=1
-    )
+      chunks = chunks.astype(self.reduce_dtype)
+      return lax.psum_scatter(chunks, self.axis_name, scatter_dimension=0)
+    shape = chunks.shape[1:]
+    x = chunks.reshape(chunks.shape[0] * shape[0], -1)
+    for part in self.parts:
+      x = x.reshape(part.size, x.shape[0] // part.size, x.shape[1])
+      by = _exchanged if part.size <= EXCHANGE else _passed_on
+      x = by(x, self.axis_name, part, self.reduce_dtype)
+    return x.reshape(shape)
 
-    def add_share(owner, lane, arrived):
-      start, piece = [owner, 0, 0], [1, *chunks.shape[1:]]
-      start[dim], piece[dim] = lane.start, lane.stop - lane.start
-      share = lax.dynamic_slice(chunks, start, piece)[0]
-      share = share.astype(self.reduce_dtype)
-      return share if arrived is None else share + arrived
 
-    sums = ring.scattered(
-      add_share, lanes, self.axis_name, wire_dtype=self.reduce_dtype
-    )
-    return jnp.concatenate(sums, axis=dim - 1).reshape(shape)
+def _exchanged(x, axis_name, part, dtype):
+  """Every share of x[f, rows, columns] goes straight to its owner."""
+  index = part.index(axis_name)
+  total = None
+  for distance in range(part.size):
+    to = (index + distance) % part.size
+    share = lax.dynamic_index_in_dim(x, to, keepdims=False)
+    if distance:
+      share = ring.shift(share, axis_name, distance, part)
+    share = share.astype(dtype)
+    total = share if total is None else total + share
+  return total
+
+
+def _passed_on(x, axis_name, part, dtype):
+  """Sums of x[f, rows, columns] go round the ring, growing on the way."""
+  dim = _lane_dim(x[0])
+  lanes = _lanes(x.shape[dim + 1], part)
+
+  def add_share(owner, lane, arrived):
+    start, size = [owner, 0, 0], [1, *x.shape[1:]]
+    start[dim + 1], size[dim + 1] = lane.start, lane.stop - lane.start
+    share = lax.dynamic_slice(x, start, size)[0].astype(dtype)
+    return share if arrived is None else share + arrived
+
+  sums = ring.scattered(
+    add_share, lanes, axis_name, wire_dtype=dtype, part=part
+  )
+  return jnp.concatenate(sums, axis=dim)
+
+
+def _lane_dim(x: jax.Array) -> int:
+  """The dim of x[rows, columns] that is cut into lanes."""
+  return 0 if x.shape[0] > 1 else 1
+
+
+def _lanes(rows: int, part: ring.Part) -> tuple[ring.Lane, ...]:
+  return ring.split_lanes(rows, size=part.size, two_way=True, chunks=1)
 
 
 def _groups(rows: dict[int, jax.Array]) -> list[list[int]]:
