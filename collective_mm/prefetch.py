@@ -7,6 +7,7 @@ over the whole stack gathers again and reduces a layer late.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,11 @@ from collective_mm.prefetch_checks import (
   ring_parts,
   stack_length,
 )
-from collective_mm.weights import Wire
+from collective_mm.weights import Wire, group_small
 
 BACKENDS = ("auto", "native", "ring")
+import os
+UNROLL=int(os.environ.get("UNROLL","1"))
 
 
 def prefetch_scan(
@@ -125,13 +128,25 @@ def prefetch_scan(
     check_microbatches(carry)
   shared = (layer.args, layer.keywords)
   params, treedef = jax.tree.flatten(stacked_params)
+  # What differs between devices anyway makes the gradients of what they share
+  # differ too: their sum is then taken once, after the loop, not in its body.
+  names = _varying_everywhere(carry)
+  shared, params, xs = jax.tree.map(
+    lambda x: vary_over(x, names) if _is_float(x) else x, (shared, params, xs)
+  )
   gather_by, reduce_by = _backends(backend)
+  gather_dtype = None if gather_dtype is None else jnp.dtype(gather_dtype)
+  dims = cut_dims(stacked_params, specs, axis_name)
+  groups = group_small(params, dims, gather_dtype)
   stack = _Stack(
     function=layer.func,
     wire=Wire(
       axis_name=axis_name,
-      dims=cut_dims(stacked_params, specs, axis_name),
-      gather_dtype=None if gather_dtype is None else jnp.dtype(gather_dtype),
+      shapes=tuple(p.shape[1:] for p in params),
+      dims=dims,
+      groups=groups,
+      reduced_groups=tuple(g for g in groups if _is_float(params[g[0]])),
+      gather_dtype=gather_dtype,
       reduce_dtype=jnp.dtype(reduce_dtype),
       gather_by=gather_by,
       reduce_by=reduce_by,
@@ -143,12 +158,6 @@ def prefetch_scan(
     has_xs=xs is not None,
     has_aux=has_aux,
     has_microbatches=hold_across_microbatches,
-  )
-  # What differs between devices anyway makes the gradients of what they share
-  # differ too: their sum is then taken once, after the loop, not in its body.
-  names = _varying_everywhere(carry)
-  shared, params, xs = jax.tree.map(
-    lambda x: vary_over(x, names) if _is_float(x) else x, (shared, params, xs)
   )
   op = jax.custom_vjp(stack.run)
   op.defvjp(stack.forward, stack.backward)
@@ -187,9 +196,7 @@ class _Stack:
     dout, daux = _floats(cotangents)
     last = self.length - 1
     queue = [self._gather(params, last - i) for i in range(self.distance)]
-    # Gradients that wait to be reduced. What the first trip reduces is nothing
-    # yet, and the second overwrites what comes of it.
-    waiting = [self._room_for_gradients(weights) for weights in queue[:1]]
+    waiting = self._room_for_stages(queue[0]) if queue else []
     late = len(waiting)
     dparams = [
       empty_like_varying(p.shape, p.dtype, like=p) if _is_float(p) else None
@@ -197,12 +204,12 @@ class _Stack:
     ]
     dshared = jax.tree.map(jnp.zeros_like, _floats(shared))
 
-    def store(dparams, grads, i):
+    def store(dparams, packed_and_whole, i):
       def put(into, g):
         g = g.astype(into.dtype)
         return lax.dynamic_update_index_in_dim(into, g, i, axis=0)
 
-      return jax.tree.map(put, dparams, self.wire.reduce(grads))
+      return jax.tree.map(put, dparams, self.wire.unpack(*packed_and_whole))
 
     def step(state, of_layer):
       queue, waiting, dparams, dshared, dcarry = state
@@ -210,20 +217,27 @@ class _Stack:
       queue = [*queue, self._gather(params, jnp.maximum(i - self.distance, 0))]
       grads = self._pull(shared, queue[0], carry, x, dcarry, daux)
       more, dweights, dcarry, dx = grads
-      waiting = [*waiting, dweights]
-      dparams = store(dparams, waiting[0], jnp.minimum(i + late, last))
+      waiting = [self._packed(dweights), *waiting]
+      if late:
+        waiting[1:] = [self._stage(k, w) for k, w in enumerate(waiting[1:])]
+      else:
+        waiting = [self._all_stages(0, waiting[0])]
+      # What the first trips store is nothing yet; a later one overwrites it.
+      ready = waiting.pop()
+      dparams = store(dparams, ready, jnp.minimum(i + late, last))
       dshared = jax.tree.map(jnp.add, dshared, more)
-      return (queue[1:], waiting[1:], dparams, dshared, dcarry), dx
+      return (queue[1:], waiting, dparams, dshared, dcarry), dx
 
     state, dxs = lax.scan(
       step,
       (queue, waiting, dparams, dshared, dout),
       (jnp.arange(self.length), carries, xs, daux),
       reverse=True,
+      unroll=UNROLL,
     )
     _, waiting, dparams, dshared, dcarry = state
-    for grads in waiting:
-      dparams = store(dparams, grads, 0)
+    for k, grads in enumerate(waiting[: self.length]):
+      dparams = store(dparams, self._all_stages(k, grads), k)
     return (dshared, dparams, dcarry, dxs), None
 
   def _scan(self, floats, rest, *, keep):
@@ -240,7 +254,7 @@ class _Stack:
       return (queue[1:], out), (aux, carry if keep else None)
 
     (_, out), (aux, carries) = lax.scan(
-      step, (queue, carry), (jnp.arange(self.length), xs)
+      step, (queue, carry), (jnp.arange(self.length), xs), unroll=UNROLL
     )
     return (out, aux), carries
 
@@ -302,6 +316,37 @@ class _Stack:
       else None
       for w in weights
     ]
+
+  def _packed(self, grads):
+    """Gradients for the first stage, and those that are not sent."""
+    whole = [
+      g if dim is None else None
+      for g, dim in zip(grads, self.wire.dims, strict=True)
+    ]
+    return self.wire.pack(grads), whole
+
+  def _stage(self, k, packed_and_whole):
+    packed, whole = packed_and_whole
+    return self.wire.stage(k, packed), whole
+
+  def _all_stages(self, first, packed_and_whole):
+    for k in range(first, self.wire.stages):
+      packed_and_whole = self._stage(k, packed_and_whole)
+    return packed_and_whole
+
+  def _room_for_stages(self, weights):
+    """An uninitialised input for each stage of a reduction."""
+    rooms = [self._packed(self._room_for_gradients(weights))]
+    for k in range(self.wire.stages - 1):
+      shapes = jax.eval_shape(functools.partial(self._stage, k), rooms[-1])
+      rooms.append(
+        jax.tree.map(
+          lambda s, like: empty_like_varying(s.shape, s.dtype, like=like),
+          shapes,
+          rooms[-1],
+        )
+      )
+    return rooms
 
 
 def _is_float(x: Any) -> bool:

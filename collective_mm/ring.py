@@ -65,7 +65,8 @@ class Part:
 
   def index(self, axis_name: AxisName) -> jax.Array:
     """This device's place in its ring."""
-    return lax.axis_index(axis_name) // self.stride % self.size
+    index = lax.axis_index(axis_name)
+    return lax.rem(lax.div(index, self.stride), self.size)
 
 
 def shift(

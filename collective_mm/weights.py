@@ -1,9 +1,9 @@
 """Gathers one layer's weights over an axis, and reduces their gradients.
 
-Each way has two backends: the compiler's own collective, and a ring of
-permutes. A weight has one dim that is cut over the axis, or none: then every
-device holds it whole and nothing is sent. What is smaller than `SMALL` shares
-one send with all that is small and of its dtype.
+Each way has two backends: the compiler's own collective, and rings of permutes
+along the dims of the torus, one after the other. A weight has one dim that is
+cut over the axis, or none: then every device holds it whole and nothing is
+sent. Small weights of a dtype share one send.
 """
 
 import collections
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_mm import ring
-from collective_mm.mesh import AxisName, empty_like_varying
+from collective_mm.mesh import AxisName, empty_like_varying, varying_axes
 
 # Bytes of a shard. On the wire it takes about as long as the latency of a hop,
 # some 5 us at 45 GB/s.
@@ -27,23 +27,29 @@ SMALL = 1 << 18
 EXCHANGE = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Wire:
-  """How the weights of a layer travel; hashable, known at trace time.
+  """How the weights of a layer travel; known at trace time.
 
   Attributes:
     axis_name: mesh axis, or axes in mesh order, that cuts the weights.
+    shapes: of each shard of a layer.
     dims: of each weight the dim that is cut, None for one that lies whole.
+    groups: the cut weights that travel together.
+    reduced_groups: those of them that have gradients.
     gather_dtype: floating weights are rounded to it before they travel; None
       leaves them as they are.
-    reduce_dtype: gradients travel and are summed in it.
+    reduce_dtype: gradients are summed in it.
     gather_by: "native" or "ring".
     reduce_by: "native" or "ring".
     parts: the rings that the axis is made of, outermost first.
   """
 
   axis_name: AxisName
+  shapes: tuple[tuple[int, ...], ...]
   dims: tuple[int | None, ...]
+  groups: tuple[tuple[int, ...], ...]
+  reduced_groups: tuple[tuple[int, ...], ...]
   gather_dtype: jnp.dtype | None
   reduce_dtype: jnp.dtype
   gather_by: str
@@ -53,62 +59,87 @@ class Wire:
   def gather(self, shards: Sequence[jax.Array]) -> list[jax.Array]:
     """The whole weights, from this device's shards of them."""
     whole = [
-      shard if dim is None else self._rounded(shard)
-      for shard, dim in zip(shards, self.dims, strict=True)
+      x if dim is None else rounded(x, self.gather_dtype)
+      for x, dim in zip(shards, self.dims, strict=True)
     ]
     # Without the barrier the compiler may send first and round then.
     whole = list(lax.optimization_barrier(tuple(whole)))
-    rows = {
-      i: jnp.moveaxis(whole[i], dim, 0)
-      for i, dim in enumerate(self.dims)
-      if dim is not None
-    }
-    for group in _groups(rows):
+    for group in self.groups:
+      rows = [jnp.moveaxis(whole[i], self.dims[i], 0) for i in group]
       if len(group) == 1:
-        gathered = [self._gather(rows[i]) for i in group]
+        gathered = [self._gather(rows[0])]
       else:
-        flat = jnp.concatenate([rows[i].reshape(1, -1) for i in group], axis=1)
-        gathered = _split(self._gather(flat), [rows[i] for i in group])
+        flat = jnp.concatenate([x.reshape(1, -1) for x in rows], axis=1)
+        gathered = _split(self._gather(flat), [x.shape for x in rows])
+        gathered = [
+          y.reshape(-1, *x.shape[1:])
+          for y, x in zip(gathered, rows, strict=True)
+        ]
       for i, y in zip(group, gathered, strict=True):
-        y = y.reshape(-1, *rows[i].shape[1:])
         whole[i] = jnp.moveaxis(y, 0, self.dims[i])
     return whole
 
-  def reduce(self, grads: Sequence[jax.Array | None]) -> list:
-    """This device's shards of the gradients, summed over devices.
+  @property
+  def stages(self) -> int:
+    """How many sends a reduction is, one after the other."""
+    return 1 if self.reduce_by == "native" else max(len(self.parts), 1)
 
-    The gradient of a weight that lies whole is not summed here; None stays.
+  def pack(self, grads: Sequence[jax.Array | None]) -> list[jax.Array]:
+    """What goes into the first stage: one array[t * rows, ...] a group.
+
+    Gradients of weights that lie whole are not summed here and do not go in.
     """
-    size = lax.axis_size(self.axis_name)
-    reduced = list(grads)
-    chunks = {}
-    for i, dim in enumerate(self.dims):
-      if dim is not None and grads[i] is not None:
-        g = jnp.moveaxis(grads[i], dim, 0)
-        chunks[i] = g.reshape(size, g.shape[0] // size, *g.shape[1:])
-    for group in _groups({i: c[0] for i, c in chunks.items()}):
-      if len(group) == 1:
-        sums = [self._reduce(chunks[i]) for i in group]
-      else:
-        flat = [chunks[i].reshape(size, 1, -1) for i in group]
-        total = self._reduce(jnp.concatenate(flat, axis=2))
-        sums = _split(total, [chunks[i][0] for i in group])
-      for i, y in zip(group, sums, strict=True):
-        y = y.reshape(chunks[i].shape[1:])
-        reduced[i] = jnp.moveaxis(y, 0, self.dims[i])
+    packed = []
+    for group in self.reduced_groups:
+      rows = [jnp.moveaxis(grads[i], self.dims[i], 0) for i in group]
+      if len(group) > 1:
+        size = lax.axis_size(self.axis_name)
+        rows = [jnp.concatenate([x.reshape(size, -1) for x in rows], axis=1)]
+      packed += rows
+    return packed
+
+  def stage(self, number: int, packed: list[jax.Array]) -> list[jax.Array]:
+    """Sums over the devices of one ring; the last stage leaves our shards."""
+    if self.reduce_by == "native":
+      return [
+        lax.psum_scatter(
+          x.astype(self.reduce_dtype),
+          self.axis_name,
+          scatter_dimension=0,
+          tiled=True,
+        )
+        for x in packed
+      ]
+    if not self.parts:
+      return [x.astype(self.reduce_dtype) for x in packed]
+    part = self.parts[number]
+    reduced = []
+    for x in packed:
+      x = x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
+      by = _exchanged if part.size <= EXCHANGE else _passed_on
+      reduced.append(by(x, self.axis_name, part, self.reduce_dtype))
     return reduced
 
-  def _rounded(self, x: jax.Array) -> jax.Array:
-    if self.gather_dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
-      return x
-    return x.astype(self.gather_dtype)
+  def unpack(
+    self, packed: list[jax.Array], grads: Sequence[jax.Array | None]
+  ) -> list[jax.Array | None]:
+    """This device's shards of the sums; the rest is that of `grads`."""
+    reduced = list(grads)
+    for group, y in zip(self.reduced_groups, packed, strict=True):
+      shapes = [self._rows_first(i) for i in group]
+      pieces = _split(y, shapes) if len(group) > 1 else [y]
+      for i, piece, shape in zip(group, pieces, shapes, strict=True):
+        reduced[i] = jnp.moveaxis(piece.reshape(shape), 0, self.dims[i])
+    return reduced
+
+  def _rows_first(self, i: int) -> tuple[int, ...]:
+    shape = list(self.shapes[i])
+    return (shape.pop(self.dims[i]), *shape)
 
   def _gather(self, x: jax.Array) -> jax.Array:
     """x[rows, ...] of all devices, [t * rows, ...]."""
     if self.gather_by == "native":
       return lax.all_gather(x, self.axis_name, axis=0, tiled=True)
-    shape = x.shape[1:]
-    x = x.reshape(x.shape[0], -1)
     for part in reversed(self.parts):
       dim = _lane_dim(x)
       lanes = _lanes(x.shape[dim], part)
@@ -116,32 +147,43 @@ class Wire:
       for owner, lane, piece in ring.gathered(
         x, lanes, self.axis_name, dim, part
       ):
-        at = [owner, 0, 0]
+        at = [owner, *(0 for _ in x.shape)]
         at[dim + 1] = lane.start
         whole = lax.dynamic_update_slice(whole, piece[None], at)
-      x = whole.reshape(-1, x.shape[1])
-    return x.reshape(-1, *shape)
+      x = whole.reshape(-1, *x.shape[1:])
+    return x
 
-  def _reduce(self, chunks: jax.Array) -> jax.Array:
-    """This device's chunk of the sum of all devices' chunks[t, rows, ...]."""
-    if self.reduce_by == "native":
-      chunks = chunks.astype(self.reduce_dtype)
-      return lax.psum_scatter(chunks, self.axis_name, scatter_dimension=0)
-    shape = chunks.shape[1:]
-    x = chunks.reshape(chunks.shape[0] * shape[0], -1)
-    for part in self.parts:
-      x = x.reshape(part.size, x.shape[0] // part.size, x.shape[1])
-      by = _exchanged if part.size <= EXCHANGE else _passed_on
-      x = by(x, self.axis_name, part, self.reduce_dtype)
-    return x.reshape(shape)
+
+def group_small(
+  stacked: Sequence[jax.Array], dims: Sequence[int | None], gather_dtype
+) -> tuple[tuple[int, ...], ...]:
+  """Which weights travel together: small ones of a dtype, large ones alone.
+
+  Those of a group also vary over the same axes.
+  """
+  groups = collections.defaultdict(list)
+  for i, (x, dim) in enumerate(zip(stacked, dims, strict=True)):
+    if dim is not None:
+      sent = jax.eval_shape(lambda x: rounded(x, gather_dtype), x)
+      nbytes = math.prod(x.shape[1:]) * sent.dtype.itemsize
+      alike = (str(sent.dtype), varying_axes(x)) if nbytes < SMALL else i
+      groups[alike].append(i)
+  return tuple(tuple(group) for group in groups.values())
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+  """`x` in `dtype`, if it is floating and there is one."""
+  if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  return x.astype(dtype)
 
 
 def _exchanged(x, axis_name, part, dtype):
-  """Every share of x[f, rows, columns] goes straight to its owner."""
+  """Every share of x[f, rows, ...] goes straight to its owner."""
   index = part.index(axis_name)
   total = None
   for distance in range(part.size):
-    to = (index + distance) % part.size
+    to = lax.rem(index + distance, part.size)
     share = lax.dynamic_index_in_dim(x, to, keepdims=False)
     if distance:
       share = ring.shift(share, axis_name, distance, part)
@@ -151,12 +193,12 @@ def _exchanged(x, axis_name, part, dtype):
 
 
 def _passed_on(x, axis_name, part, dtype):
-  """Sums of x[f, rows, columns] go round the ring, growing on the way."""
+  """Sums of x[f, rows, ...] go round the ring, growing on the way."""
   dim = _lane_dim(x[0])
   lanes = _lanes(x.shape[dim + 1], part)
 
   def add_share(owner, lane, arrived):
-    start, size = [owner, 0, 0], [1, *x.shape[1:]]
+    start, size = [owner, *(0 for _ in x.shape[1:])], [1, *x.shape[1:]]
     start[dim + 1], size[dim + 1] = lane.start, lane.stop - lane.start
     share = lax.dynamic_slice(x, start, size)[0].astype(dtype)
     return share if arrived is None else share + arrived
@@ -168,26 +210,18 @@ def _passed_on(x, axis_name, part, dtype):
 
 
 def _lane_dim(x: jax.Array) -> int:
-  """The dim of x[rows, columns] that is cut into lanes."""
-  return 0 if x.shape[0] > 1 else 1
+  """The dim of x[rows, ...] that is cut into lanes."""
+  return 0 if x.shape[0] > 1 or x.ndim == 1 else 1
 
 
 def _lanes(rows: int, part: ring.Part) -> tuple[ring.Lane, ...]:
   return ring.split_lanes(rows, size=part.size, two_way=True, chunks=1)
 
 
-def _groups(rows: dict[int, jax.Array]) -> list[list[int]]:
-  """Which shards travel together: small ones of a dtype, large ones alone."""
-  groups = collections.defaultdict(list)
-  for i, x in rows.items():
-    groups[str(x.dtype) if x.nbytes < SMALL else i].append(i)
-  return list(groups.values())
-
-
-def _split(joined: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
-  """`joined`, cut in its last dim to pieces with as many elements as `like`."""
+def _split(joined: jax.Array, shapes: Sequence[tuple]) -> list[jax.Array]:
+  """`joined`, cut in its last dim to pieces with the elements of `shapes`."""
   ends, end = [], 0
-  for x in like[:-1]:
-    end += math.prod(x.shape)
+  for shape in shapes[:-1]:
+    end += math.prod(shape)
     ends.append(end)
   return jnp.split(joined, ends, axis=-1)
