@@ -32,8 +32,6 @@ from collective_mm.prefetch_checks import (
 from collective_mm.weights import Wire, group_small
 
 BACKENDS = ("auto", "native", "ring")
-import os
-UNROLL=int(os.environ.get("UNROLL","1"))
 
 
 def prefetch_scan(
@@ -233,7 +231,6 @@ class _Stack:
       (queue, waiting, dparams, dshared, dout),
       (jnp.arange(self.length), carries, xs, daux),
       reverse=True,
-      unroll=UNROLL,
     )
     _, waiting, dparams, dshared, dcarry = state
     for k, grads in enumerate(waiting[: self.length]):
@@ -254,7 +251,7 @@ class _Stack:
       return (queue[1:], out), (aux, carry if keep else None)
 
     (_, out), (aux, carries) = lax.scan(
-      step, (queue, carry), (jnp.arange(self.length), xs), unroll=UNROLL
+      step, (queue, carry), (jnp.arange(self.length), xs)
     )
     return (out, aux), carries
 
