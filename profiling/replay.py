@@ -28,9 +28,15 @@ class Event:
     name: the line of the schedule.
     start_s: when it begins.
     end_s: when it ends.
-    row: "compute", "wait", "repeat" (trips of a loop that are like the last
-      one), or the kind of transfer, "copy" for one inside the device.
+    row: "compute", "wait", "loop" (a whole one), "repeat" (trips of it that are
+      like the last one), or the kind of transfer, "copy" for one inside the
+      device.
+    kind: "products", "kernels" or "rest" of compute; otherwise what is waited
+      for or travels.
     op_name: the jax name stack of the line.
+    source: "file:line" that made it.
+    runs: how often this happens in the step.
+    trips: how often the loop turns meanwhile, for "loop" and "repeat".
     links: the directions in the torus that a transfer takes anywhere, "x+".
   """
 
@@ -38,7 +44,11 @@ class Event:
   start_s: float
   end_s: float
   row: str
+  kind: str
   op_name: str
+  source: str
+  runs: int = 1
+  trips: int = 0
   links: tuple[str, ...] = ()
 
 
@@ -78,6 +88,9 @@ class Replay:
     guessed_s: seconds of `compute_s` guessed from bytes, for want of cycles.
     events: the timeline.
     lines: every line that takes time, the costliest first.
+    chip: short name of the chip.
+    torus: the slice.
+    devices: `(x, y, z, core)` of each device in partition order.
   """
 
   step_time_s: float
@@ -86,6 +99,9 @@ class Replay:
   guessed_s: float
   events: tuple[Event, ...]
   lines: tuple[Line, ...]
+  chip: str
+  torus: Torus
+  devices: tuple[tuple[int, ...], ...]
 
   @property
   def exposed_communication_s(self) -> float:
@@ -148,7 +164,7 @@ def replay(
       f"cost_estimate), got {len(unknown)} without: {', '.join(unknown[:10])}"
     )
   walk = Walk(module, costs)
-  return _result(module, walk, costs)
+  return _result(module, walk, costs, link.name, devices)
 
 
 def _slice(
@@ -176,7 +192,11 @@ def _slice(
 
 
 def _result(
-  module: hlo.Module, walk: Walk, costs: slice_costs.SliceCosts
+  module: hlo.Module,
+  walk: Walk,
+  costs: slice_costs.SliceCosts,
+  chip: str,
+  devices: list[list[int]],
 ) -> Replay:
   compute, exposed = collections.Counter(), collections.Counter()
   seconds, runs = collections.Counter(), collections.Counter()
@@ -209,19 +229,28 @@ def _result(
     compute_s=dict(sorted(compute.items())),
     exposed_s=dict(sorted(exposed.items())),
     guessed_s=guessed,
-    events=tuple(_event(span, costs) for span in walk.spans),
+    events=tuple(_event(module, span, costs) for span in walk.spans),
     lines=tuple(sorted(found, key=lambda line: (-line.total_s, line.name))),
+    chip=chip,
+    torus=costs.torus,
+    devices=tuple(tuple(device) for device in devices),
   )
 
 
-def _event(span: Span, costs: slice_costs.SliceCosts) -> Event:
+def _event(
+  module: hlo.Module, span: Span, costs: slice_costs.SliceCosts
+) -> Event:
   moves = span.what in ("transfer", "move")
   return Event(
     name=span.line.name,
     start_s=span.begin,
     end_s=span.end,
     row=span.kind if moves else span.what,
+    kind=span.kind,
     op_name=span.line.op_name,
+    source=module.source(span.line),
+    runs=span.runs,
+    trips=span.trips,
     links=costs.directions(span.transfer) if span.transfer else (),
   )
 

@@ -54,7 +54,8 @@ def test_a_ring_that_hides_in_part():
 
 def test_the_place_on_the_torus_counts():
   line = [[x, 0, 0, 0] for x in range(4)]
-  closed = run(devices=line)  # four long, so it wraps: no two meet
+  # Of a whole cube, which wraps: no two meet.
+  closed = run(devices=line, torus_shape=(4, 4, 4))
   assert closed.step_time_s == pytest.approx(run().step_time_s)
   # A part of a longer dim: the closing hops come back over the others' links.
   part = run(devices=line, torus_shape=(8, 4, 4))
