@@ -7,7 +7,7 @@ event narrow and all other time to one scale.
 
 import numpy as np
 
-from profiling.replay import Event, Replay
+from profiling.replayed import Event, Replay
 
 LOOPS, CORE, COPIES = "loops", "core", "copies in the chip"
 _REPEAT_WIDTH = 0.05  # of the other time, each
@@ -106,7 +106,10 @@ def lanes(events: list[Event]) -> list[int]:
 def label(event: Event) -> str:
   """What an event is called where there is room for a few words."""
   if event.row == "loop":
-    return f"{event.name}, {event.trips} trips"
+    # How jax names what it transposed, and what will be.
+    way = "backward" if "transpose(" in event.op_name else "forward"
+    way = f"{way}, " if "jvp(" in event.op_name else ""
+    return f"{event.name}: {way}{event.trips} trips"
   if event.row == "repeat":
     return f"x {event.trips} repeats"
   if event.row == "wait":

@@ -11,7 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from profiling.replay import Event, Replay
+from profiling.replayed import Event, Replay
 from profiling.rows import LOOPS, Fold, label, lanes, rows
 
 COLOURS = {
@@ -108,9 +108,7 @@ def write_png(replay: Replay, path: str | pathlib.Path) -> None:
   fold, found = Fold(replay), rows(replay)
   figure = Figure(figsize=(16, 1.6 + 0.55 * len(found)), layout="constrained")
   axes = figure.subplots()
-  used = dict.fromkeys(
-    key for key in COLOURS if key not in ("repeat", "loop")
-  )
+  used = dict.fromkeys(key for key in COLOURS if key not in ("repeat", "loop"))
   seen = set()
   for y, (row, events) in enumerate(found.items()):
     lane = lanes(events)
@@ -166,5 +164,3 @@ def write_png(replay: Replay, path: str | pathlib.Path) -> None:
   )
   # Without the version and the date, two runs give the same bytes.
   figure.savefig(path, dpi=130, format="png", metadata={"Software": None})
-
-
