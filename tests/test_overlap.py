@@ -269,6 +269,51 @@ def test_the_text_of_a_gpu():
   assert report.hidden == pytest.approx(0.2)  # by bytes, one MiB of five
 
 
+GPU_ASYNC = f"""
+%sent (p: f32[1024,256]) -> f32[1024,256] {{
+  %p = {ARRAY} parameter(0)
+  ROOT %cp = {ARRAY} collective-permute(%p), {RING}
+}}
+
+%gemm (a: f32[1024,256], b: f32[256,256]) -> f32[1024,256] {{
+  %a = {ARRAY} parameter(0)
+  %b = f32[256,256]{{1,0}} parameter(1)
+  ROOT %dot = {ARRAY} dot(%a, %b), lhs_contracting_dims={{1}}, \
+rhs_contracting_dims={{0}}
+}}
+"""
+SYNC = '{"collective_backend_config":{"is_sync":true}}'
+
+
+def test_the_generic_async_form_of_a_gpu():
+  text = module(
+    "\n".join(
+      [
+        f"%s = (({ARRAY}), {ARRAY}, u32[]) async-start(%x), calls=%sent",
+        "%w = f32[256,256]{1,0} slice(%x), slice={[0:256], [0:256]}",
+        f"%y = {ARRAY} fusion(%x, %w), kind=kCustom, calls=%gemm, "
+        'backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}',
+        f"%d = {ARRAY} async-done(%s)",
+        f"%r = {ARRAY} all-reduce-start(%y), replica_groups=[1,4]<=[4], "
+        f"backend_config={SYNC}",
+        f"%z = {GEMM}",
+        f"ROOT %e = {ARRAY} all-reduce-done(%r)",
+      ]
+    ),
+    GPU_ASYNC,
+    header="is_scheduled=true, num_partitions=4",
+  )
+  report = overlap_report(text)
+  found = {c.kind: (c.products, c.done, c.faults) for c in report.collectives}
+  assert found == {
+    "collective-permute": (1, "d", ("f32 on the wire",)),
+    # A start that the compiler made synchronous, whatever follows it.
+    "all-reduce": (0, None, ("blocks", "f32 on the wire")),
+  }
+  with pytest.raises(AssertionError, match="all-reduce of 4 devices"):
+    report.assert_overlapped()
+
+
 def test_on_a_cpu_everything_blocks():
   mesh = make_mesh(data=2, model=4)
   mapped = jax.shard_map(
