@@ -114,8 +114,8 @@ def test_the_fault_of_a_ring_in_series():
     ys = []
     for step in range(4):
       ys.append(x @ w)
-      x, ys[-1] = lax.optimization_barrier((x, ys[-1]))
-      if step < 3:
+      if step < 3:  # what goes on needs this product, and the next needs it
+        x = x + ys[-1][:, :WIDTH]
         x = lax.ppermute(x, "model", [(i, (i + 1) % 4) for i in range(4)])
     return jnp.concatenate(ys)
 
