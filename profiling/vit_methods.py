@@ -5,6 +5,7 @@ and update. All methods carry one state on, so that it is held once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from collective_mm.gate import compiler_options
 from models import train_step
 from models.loss import sigmoid_xent
 from models.optimizer import OptimizerConfig, make_optimizer
@@ -21,6 +23,8 @@ from models.vit_reference import forward
 
 PLAIN = "plain"
 """The single-device twin, where there is one device."""
+_BARE = ("unoverlapped", "auto", PLAIN)
+"""Methods that are compiled without `gate.compiler_options`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,10 +99,9 @@ class Methods:
     }
     if problem.mesh.size == 1:
       steps[PLAIN] = _plain_step(problem, self._optimizer)
-    self._steps = steps
     self._state: TrainState | None = None
     self.calls: dict[str, Callable[[], tuple[TrainState, dict]]] = {
-      name: self._call(step) for name, step in steps.items()
+      name: self._call(name, step) for name, step in steps.items()
     }
 
   def check(self) -> dict[str, float]:
@@ -128,11 +131,19 @@ class Methods:
           )
     return expected
 
-  def _call(self, step):
+  def _call(self, name: str, step):
+    kind = self.problem.mesh.devices.flat[0].device_kind
+    options = {} if name in _BARE else compiler_options(kind)
+
+    @functools.cache
+    def compiled():
+      lowered = step.lower(self._state, self._batch)
+      return lowered.compile(compiler_options=options)
+
     def call():
       if self._state is None:
         self._state = self._draw_state()
-      self._state, metrics = step(self._state, self._batch)
+      self._state, metrics = compiled()(self._state, self._batch)
       return self._state, metrics
 
     return call
@@ -143,20 +154,24 @@ class Methods:
     The head is drawn: from the zeros that training starts with, no gradient
     would reach the blocks.
     """
-    problem = self.problem
-    state = train_step.init_state(
-      jax.random.key(0), problem.cfg, self._optimizer, problem.mesh
-    )
-    if not problem.cfg.classes:
+    return self._draw(jax.random.key(0))
+
+  @functools.cached_property
+  def _draw(self) -> Callable[[jax.Array], TrainState]:
+    cfg, mesh = self.problem.cfg, self.problem.mesh
+
+    def draw(key):
+      state = train_step.init_state(key, cfg, self._optimizer, mesh)
+      if cfg.classes:
+        head = state.params["head"]
+        shape, dtype = head["kernel"].shape, head["kernel"].dtype
+        kernel = jax.random.normal(jax.random.fold_in(key, 1), shape, dtype)
+        head = head | {"kernel": kernel / math.sqrt(cfg.width)}
+        state = state._replace(params=state.params | {"head": head})
       return state
-    kernel = state.params["head"]["kernel"]
-    drawn = jax.jit(
-      lambda: jax.random.normal(jax.random.key(1), kernel.shape, kernel.dtype)
-      / math.sqrt(problem.cfg.width),
-      out_shardings=kernel.sharding,
-    )()
-    head = state.params["head"] | {"kernel": drawn}
-    return state._replace(params=state.params | {"head": head})
+
+    shardings = train_step.state_shardings(cfg, self._optimizer, mesh)
+    return jax.jit(draw, out_shardings=shardings)
 
 
 def _draw_batch(problem: Problem) -> train_step.Batch:
@@ -166,7 +181,6 @@ def _draw_batch(problem: Problem) -> train_step.Batch:
   def draw():
     key_image, key_label = jax.random.split(jax.random.key(2))
     shape = (problem.batch, cfg.image, cfg.image, cfg.channels)
-    # The last rows are masked off only by a data set that has run out.
     label = jax.random.randint(key_label, (problem.batch,), 0, cfg.classes)
     return {
       "image": jax.random.uniform(key_image, shape, minval=-1, maxval=1),
