@@ -33,19 +33,12 @@ from profiling import platform
 
 _MODEL = flags.DEFINE_string("model", "vit_tiny", "a name of the ViT family")
 _SIZES = {
-  "layers": "depth",
-  "width": "width",
-  "mlp": "mlp",
-  "heads": "heads",
-  "classes": "classes",
-  "image": "image",
-}
-_CHANGES = {
-  flag: flags.DEFINE_integer(
-    flag, None, f"{field} of the model, if not its own", lower_bound=1
+  name: flags.DEFINE_integer(
+    name, None, "of the model, if not its own", lower_bound=1
   )
-  for flag, field in _SIZES.items()
+  for name in ("depth", "width", "mlp", "heads", "classes", "image")
 }
+flags.DEFINE_alias("layers", "depth")
 _BATCH = flags.DEFINE_integer(
   "batch", None, "images, over all devices; 4 a device if not given", 1
 )
@@ -114,9 +107,7 @@ def _problem():
   from profiling.vit_methods import Problem
 
   changes = {
-    _SIZES[flag]: given.value
-    for flag, given in _CHANGES.items()
-    if given.value is not None
+    name: size.value for name, size in _SIZES.items() if size.value is not None
   }
   cfg = get_config(_MODEL.value, **changes)
   if not _SCHEDULES.value or set(_SCHEDULES.value) - set(SCHEDULES):

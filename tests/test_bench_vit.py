@@ -112,7 +112,7 @@ def test_two_processes_make_one_mesh_and_the_first_one_speaks():
     (["--schedules=none"], "--schedules must be some of auto,auto_async,"),
     (["--layout=rows"], "--layout=rows: value should be one of"),
     (["--rounds=0"], "--rounds=0: 0 is not a positive integer"),
-    (["--depth=4"], "Unknown command line flag 'depth'"),
+    (["--blocks=4"], "Unknown command line flag 'blocks'"),
     (["--out_dir=setup.cfg/results"], "Not a directory"),
     (["8"], "only flags are understood, got 8"),
   ],
