@@ -85,9 +85,9 @@ def main(argv: list[str]) -> int:
   chosen = platform.select(8)
   import jax
 
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
   try:
+    if _DISTRIBUTED.value:
+      _join()
     problem = _problem()
     if _OUT_DIR.value:
       Path(_OUT_DIR.value).mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,20 @@ def main(argv: list[str]) -> int:
     return _refuse(str(error))
   _bench(problem, chosen, speaks=jax.process_index() == 0)
   return 0
+
+
+def _join() -> None:
+  """Makes this process one of a job, as its cluster says."""
+  import jax
+
+  try:
+    jax.distributed.initialize()
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+      f"--distributed needs a TPU slice, Slurm or Open MPI, in whose "
+      f"environment jax finds the other processes: {reason}"
+    ) from error
 
 
 def _problem():

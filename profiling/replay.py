@@ -8,6 +8,7 @@ and the rest are added, so that transfers under way across its back edge count.
 import argparse
 import collections
 import json
+import logging
 import sys
 
 import numpy as np
@@ -191,6 +192,8 @@ def _export(result: Replay, args: argparse.Namespace) -> None:
   if args.png:
     from profiling.timeline import write_png
 
+    # A font cache that another environment left names fonts that are gone.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     write_png(result, args.png)
   if args.html:
     from profiling.report_html import write_html

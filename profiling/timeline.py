@@ -140,7 +140,7 @@ def write_png(replay: Replay, path: str | pathlib.Path) -> None:
         )
       )
   axes.set_xlim(0, fold.end * 1e3 or 1.0)
-  axes.set_ylim(len(found) - 0.5, -0.5)
+  axes.set_ylim((len(found) or 1) - 0.5, -0.5)
   axes.set_yticks(range(len(found)), list(found))
   ticks = fold.ticks()
   axes.set_xticks(fold(ticks) * 1e3, [f"{1e3 * tick:g}" for tick in ticks])

@@ -114,6 +114,7 @@ def test_two_processes_make_one_mesh_and_the_first_one_speaks():
     (["--rounds=0"], "--rounds=0: 0 is not a positive integer"),
     (["--blocks=4"], "Unknown command line flag 'blocks'"),
     (["--out_dir=setup.cfg/results"], "Not a directory"),
+    (["--distributed"], "--distributed needs a TPU slice, Slurm or Open MPI"),
     (["8"], "only flags are understood, got 8"),
   ],
 )

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import replays
+from hlo_text import ARRAY, module
 from matplotlib import image
 
-from profiling import timeline
+from profiling import replay, timeline
+from profiling.report_html import write_html
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,13 @@ def test_the_picture(tmp_path):
     rgb = [int(timeline.colour(key)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     share = (np.abs(pixels - rgb).max(axis=-1) < 0.01).mean()
     assert share > 0.001, key
+
+
+def test_a_step_of_no_time(tmp_path):
+  nothing = replay.replay(
+    module(f"ROOT %y = {ARRAY} bitcast(%x)"), devices=replays.SQUARE, chip="v4"
+  )
+  assert nothing.step_time_s == 0
+  timeline.write_png(nothing, tmp_path / "a.png")
+  timeline.write_trace(nothing, tmp_path / "a.json")
+  write_html(nothing, {"mesh": {"data": 2, "model": 2}}, tmp_path / "a.html")
