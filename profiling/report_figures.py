@@ -2,15 +2,12 @@
 
 import itertools
 
-import numpy as np
-
 from profiling.replayed import Event, Replay
 from profiling.rows import Fold, label, lanes, rows, short_source
 from profiling.timeline import colour, colour_key
 
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
 _GRID = "#e5e7eb"
-_WIDTH = 1200  # of the page, pixels
 
 
 def timeline(replay: Replay) -> dict:
@@ -31,7 +28,7 @@ def timeline(replay: Replay) -> dict:
       trace["offset"].append(round(i * height - 0.42, 4))
       trace["text"].append(_text(event))
       trace["customdata"].append(_hover(event))
-  layout = _layout(
+  drawn = layout(
     height=150 + 62 * len(found),
     barmode="overlay",
     hovermode="closest",
@@ -39,18 +36,18 @@ def timeline(replay: Replay) -> dict:
     updatemenus=[_zooms(replay, fold)],
     margin={"l": 120, "r": 16, "t": 46, "b": 20},
   )
-  layout["xaxis"] |= {
+  drawn["xaxis"] |= {
     "title": {"text": "ms; the repeated trips of a loop are folded"},
     "range": [0, 1e3 * fold.end],
   }
-  layout["yaxis"] |= {
+  drawn["yaxis"] |= {
     "tickvals": list(range(len(found))),
     "ticktext": list(found),
     "range": [len(found) - 0.5, -0.5],
     "fixedrange": True,
     "showgrid": False,
   }
-  return {"data": list(traces.values()), "layout": layout}
+  return {"data": list(traces.values()), "layout": drawn}
 
 
 def _text(event: Event) -> str:
@@ -149,11 +146,11 @@ def parts(replay: Replay) -> dict:
     "cliponaxis": False,
     "hoverinfo": "none",
   }
-  layout = _layout(height=70 + 40 * len(names))
-  layout["margin"] |= {"l": 180, "r": 130}
-  layout["xaxis"] |= {"title": {"text": "ms of the step"}, "tickformat": ","}
-  layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
-  return {"data": [data], "layout": layout}
+  drawn = layout(height=70 + 40 * len(names))
+  drawn["margin"] |= {"l": 180, "r": 130}
+  drawn["xaxis"] |= {"title": {"text": "ms of the step"}, "tickformat": ","}
+  drawn["yaxis"] |= {"autorange": "reversed", "showgrid": False}
+  return {"data": [data], "layout": drawn}
 
 
 def memory(hbm: dict[str, int]) -> dict:
@@ -182,7 +179,7 @@ def memory(hbm: dict[str, int]) -> dict:
       gib.items(), itertools.cycle(shades), strict=False
     )
   ]
-  layout = _layout(
+  drawn = layout(
     height=250,
     barmode="stack",
     legend={
@@ -192,12 +189,12 @@ def memory(hbm: dict[str, int]) -> dict:
       "traceorder": "normal",
     },
   )
-  layout["margin"] |= {"l": 90, "t": 30}
-  layout["xaxis"] |= {"ticksuffix": " GiB"}
-  layout["yaxis"] |= {"showgrid": False}
+  drawn["margin"] |= {"l": 90, "t": 30}
+  drawn["xaxis"] |= {"ticksuffix": " GiB"}
+  drawn["yaxis"] |= {"showgrid": False}
   if "usable" in hbm:
     usable = hbm["usable"] / (1 << 30)
-    layout["shapes"] = [
+    drawn["shapes"] = [
       {
         "type": "line",
         "x0": usable,
@@ -208,7 +205,7 @@ def memory(hbm: dict[str, int]) -> dict:
         "line": {"color": "#d62728", "width": 2, "dash": "dash"},
       }
     ]
-    layout["annotations"] = [
+    drawn["annotations"] = [
       {
         "x": usable,
         "yref": "paper",
@@ -220,103 +217,12 @@ def memory(hbm: dict[str, int]) -> dict:
         "font": {"color": "#d62728"},
       }
     ]
-    layout["xaxis"]["range"] = [0, 1.06 * max(usable, sum(gib.values()))]
-  return {"data": data, "layout": layout}
+    drawn["xaxis"]["range"] = [0, 1.06 * max(usable, sum(gib.values()))]
+  return {"data": data, "layout": drawn}
 
 
-def torus(replay: Replay, mesh: dict[str, int]) -> dict:
-  """The chips of the slice, cut into planes, with the rings of the last axis.
-
-  The planes lie across the dim along which the fewest ring links run.
-
-  Args:
-    replay: names the place of each partition.
-    mesh: sizes of the axes, in mesh order; their product is the partitions.
-  """
-  shape = replay.torus.shape
-  dims = len(shape)
-  places = np.array(replay.devices)[:, :dims]
-  places = places - places.min(axis=0)
-  if dims == 2:
-    places = np.concatenate([places, np.zeros_like(places[:, :1])], axis=1)
-  *_, ring = mesh.values()
-  rings = places.reshape(-1, ring, 3)
-  hops = rings != np.roll(rings, -1, axis=1)
-  cut = int(hops.sum(axis=(0, 1))[::-1].argmin())
-  cut = 2 if dims == 2 else 2 - cut
-  across, up = (dim for dim in range(3) if dim != cut)
-  size = places.max(axis=0) + 1
-  few = len(places) <= 300
-  pitch = 30 if few else 15  # pixels
-  per_row = max(
-    1, min(int(size[cut]), _WIDTH // pitch // int(size[across] + 1))
-  )
-  column, line = places[:, cut] % per_row, places[:, cut] // per_row
-  x = places[:, across] + column * (size[across] + 1)
-  y = -(places[:, up] + line * (size[up] + 1))
-  within = ~hops[:, :, cut]
-  edges = [[], []]
-  grid_x, grid_y = x.reshape(-1, ring), y.reshape(-1, ring)
-  if ring > 1:
-    for i, j in np.argwhere(within).tolist():
-      k = (j + 1) % ring
-      edges[0] += [int(grid_x[i, j]), int(grid_x[i, k]), None]
-      edges[1] += [int(grid_y[i, j]), int(grid_y[i, k]), None]
-  spots = np.stack(np.unravel_index(np.arange(len(places)), [*mesh.values()]))
-  hues = spots[:-1].sum(axis=0) * 137 % 360 if len(mesh) > 1 else x * 0 + 210
-  chips = {
-    "type": "scatter",
-    "mode": "markers+text" if few else "markers",
-    "x": x.tolist(),
-    "y": y.tolist(),
-    "text": [str(i) for i in spots[-1].tolist()],
-    "textfont": {"size": 10},
-    "marker": {
-      "symbol": "square",
-      "size": 22 if few else 10,
-      "color": [f"hsl({hue},60%,78%)" for hue in hues.tolist()],
-      "line": {"width": 0},
-    },
-    "customdata": [
-      f"partition {i}: "
-      + ", ".join(f"{n} {p}" for n, p in zip(mesh, spot, strict=True))
-      + f"<br>chip {place[:dims]}"
-      for i, (spot, place) in enumerate(
-        zip(spots.T.tolist(), places.tolist(), strict=True)
-      )
-    ],
-    "hovertemplate": "%{customdata}<extra></extra>",
-  }
-  links = {
-    "type": "scatter",
-    "mode": "lines",
-    "x": edges[0],
-    "y": edges[1],
-    "line": {"color": "#4b5563", "width": 2 if few else 1.2},
-    "hoverinfo": "skip",
-  }
-  rows_of = int(line.max()) + 1
-  layout = _layout(
-    height=70 + pitch * rows_of * int(size[up] + 1), showlegend=False
-  )
-  layout["margin"] |= {"l": 10, "r": 10, "t": 26}
-  hidden = {"visible": False, "showgrid": False, "zeroline": False}
-  layout["xaxis"] |= hidden
-  layout["yaxis"] |= hidden | {"scaleanchor": "x"}
-  layout["annotations"] = [
-    {
-      "x": float((i % per_row) * (size[across] + 1) + (size[across] - 1) / 2),
-      "y": float(-(i // per_row) * (size[up] + 1) + 0.75),
-      "text": f"{'xyz'[cut]} = {i}",
-      "showarrow": False,
-      "font": {"size": 11, "color": "#6b7280"},
-    }
-    for i in range(int(size[cut]) if dims == 3 else 0)
-  ]
-  return {"data": [links, chips], "layout": layout}
-
-
-def _layout(**changes) -> dict:
+def layout(**changes) -> dict:
+  """The look that the figures share, with `changes`."""
   axis = {"gridcolor": _GRID, "zeroline": False, "automargin": True}
   return {
     "font": _FONT,

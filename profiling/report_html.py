@@ -6,7 +6,7 @@ import pathlib
 
 from plotly.offline import get_plotlyjs
 
-from profiling import report_figures
+from profiling import report_figures, report_torus
 from profiling.replayed import Line, Replay
 from profiling.rows import short_source
 
@@ -60,7 +60,7 @@ def write_html(replay: Replay, summary: dict, path: str | pathlib.Path) -> None:
     figures["memory"] = report_figures.memory(summary["hbm_bytes"])
   mesh = summary.get("mesh")
   if mesh:
-    figures["torus"] = report_figures.torus(replay, mesh)
+    figures["torus"] = report_torus.torus(replay, mesh)
   script = "\n".join(
     f"Plotly.newPlot({json.dumps(name)}, {_json(figure['data'])}, "
     f"{_json(figure['layout'])}, {{responsive: true, displaylogo: false, "
@@ -167,7 +167,7 @@ def _torus_note(replay: Replay, mesh: dict[str, int] | None) -> str:
   others = " and ".join(list(mesh)[:-1]) or "mesh"
   return (
     f"A colour for each place on {others}; lines join neighbours on {axis}, "
-    f"and numbers count along it. In this slice {around}."
+    f"dotted from plane to plane. In this slice {around}."
   )
 
 

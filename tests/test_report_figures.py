@@ -1,9 +1,7 @@
-import numpy as np
 import pytest
 import replays
 
-from profiling import replay, report_figures
-from profiling.torus import Torus
+from profiling import report_figures
 
 
 def bars(figure, name):
@@ -62,38 +60,3 @@ def test_memory_counts_what_is_written_in_place_once():
   }
   (line,) = figure["layout"]["shapes"]
   assert line["x0"] == 31
-
-
-@pytest.mark.parametrize(
-  "shape, mesh, edges",
-  [
-    ((2, 2, 1), {"data": 1, "model": 4}, 4),
-    ((4, 1, 1), {"data": 4, "model": 1}, 0),
-    ((2, 2, 4), {"data": 4, "model": 4}, 16),
-    ((2, 4), {"data": 2, "model": 4}, 8),
-    ((8, 8, 16), {"data": 256, "model": 4}, 1024),
-  ],
-)
-def test_the_mesh_on_the_torus(shape, mesh, edges):
-  result = replays.ring()
-  fields = {f: getattr(result, f) for f in result.__dataclass_fields__}
-  fields["torus"] = Torus(shape, (False,) * len(shape))
-  # Rings of four round a square of the first two dims.
-  square = [(0, 0), (1, 0), (1, 1), (0, 1)]
-  ring = square if mesh["model"] == 4 else [(0, 0)]
-  places = [
-    (x + dx, y + dy, z, 0)
-    for z in range(shape[2] if len(shape) == 3 else 1)
-    for x in range(0, shape[0], 2 if len(ring) == 4 else 1)
-    for y in range(0, shape[1], 2 if len(ring) == 4 else 1)
-    for dx, dy in ring
-  ]
-  result = replay.Replay(**fields | {"devices": tuple(places)})
-  figure = report_figures.torus(result, mesh)
-  links, chips = figure["data"]
-  spots = list(zip(chips["x"], chips["y"], strict=True))
-  assert len(set(spots)) == len(places)
-  ends = np.array([x for x in links["x"] if x is not None]).reshape(-1, 2)
-  assert len(ends) == edges
-  assert (np.abs(ends[:, 0] - ends[:, 1]) <= 1).all()  # to a neighbour
-  assert "data 0, model 0" in chips["customdata"][0]
