@@ -19,6 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 from collective_mm import ring_matmul
 from collective_mm.mesh import AxisName, axis_size, vary_alike
 from collective_mm.op_arguments import (
+  arrays,
+  check_explicit,
   check_types,
   find_dim,
   pad,
@@ -124,7 +126,9 @@ def all_gather_matmul(
     >>> y.shape, float(y.max())
     ((2, 16), 8.0)
   """
-  ws = w if isinstance(w, tuple) else (w,)
+  if isinstance(x, tuple):
+    raise ValueError(f"x must be one array, got a tuple of {len(x)}")
+  (x,), ws = arrays("x", x), arrays("w", w)
   if not ws:
     raise ValueError("w must be a matrix or a tuple of at least one, got ()")
   size = axis_size(axis_name)
@@ -144,6 +148,7 @@ def all_gather_matmul(
         f"(axis {axis_name!r} has size {size}), got {name}.shape={wi.shape}, "
         f"x.shape={x.shape}"
       )
+    check_explicit(x, wi, x_travels=dim, w_travels=None)
   if dw not in ("regather", "save"):
     raise ValueError(f'dw must be "regather" or "save", got {dw!r}')
   forward, backward = routes(
@@ -169,8 +174,8 @@ def all_gather_matmul(
       epilogue = jax.tree_util.Partial(epilogue)
     operands, treedef = jax.tree.flatten(epilogue)
   plan = _Plan(forward, backward, save=dw == "save", epilogue=treedef)
-  x, *arrays = vary_alike(axis_name, x, *ws, *operands)
-  ws, operands = tuple(arrays[: len(ws)]), tuple(arrays[len(ws) :])
+  x, *alike = vary_alike(axis_name, x, *ws, *operands)
+  ws, operands = tuple(alike[: len(ws)]), tuple(alike[len(ws) :])
   ys = _gather_op(plan, rows_first(x, dim), ws, operands)
   ys = jax.tree.map(lambda y: undo_rows_first(y, dim, x.ndim), ys)
   return ys if isinstance(w, tuple) or epilogue is not None else ys[0]
@@ -230,8 +235,7 @@ def matmul_reduce_scatter(
     >>> y.shape, float(y.max())
     ((8, 4), 16.0)
   """
-  xs = x if isinstance(x, tuple) else (x,)
-  ws = w if isinstance(w, tuple) else (w,)
+  xs, ws = arrays("x", x), arrays("w", w)
   size = axis_size(axis_name)
   if len(xs) != len(ws) or not xs:
     raise ValueError(
@@ -253,6 +257,12 @@ def matmul_reduce_scatter(
         f"{(*xs[0].shape[:-1], ws[0].shape[1])}, got "
         f"{(*xi.shape[:-1], wi.shape[1])} (pair {i})"
       )
+    check_explicit(
+      xi,
+      wi,
+      x_travels=dim if by_rows else None,
+      w_travels=None if by_rows else 1,
+    )
   if by_rows:
     rows = -(-xs[0].shape[dim] // size) * size
     xs = tuple(pad(xi, dim, rows) for xi in xs)
@@ -272,8 +282,8 @@ def matmul_reduce_scatter(
     accum_dtype=accum_dtype,
     wire_dtype=wire_dtype,
   )
-  arrays = vary_alike(axis_name, *xs, *ws)
-  xs, ws = arrays[: len(xs)], arrays[len(xs) :]
+  alike = vary_alike(axis_name, *xs, *ws)
+  xs, ws = alike[: len(xs)], alike[len(xs) :]
   xs_first = tuple(rows_first(xi, dim) for xi in xs)
   y = _scatter_op(_Plan(forward, backward), xs_first, ws)
   return undo_rows_first(y, dim, xs[0].ndim)
@@ -308,7 +318,7 @@ def _gather_op_backward(plan, residuals, dout):
   # and keeps that copy alive until here.
   full = x if plan.save else ring_matmul.gather(_keep_apart(x), route)
   dws = tuple(
-    ring_matmul.outer(full, dy, route).astype(w.dtype)
+    ring_matmul.outer(full, dy, w, route.accum_dtype)
     for dy, w in zip(dys, ws, strict=True)
   )
   return dx.astype(x.dtype), dws, doperands
@@ -334,7 +344,7 @@ def _scatter_op_backward(plan, residuals, dy):
   )
   dxs = tuple(dx.astype(x.dtype) for dx, x in zip(dxs, xs, strict=True))
   dws = tuple(
-    ring_matmul.outer(x, full, route).astype(w.dtype)
+    ring_matmul.outer(x, full, w, route.accum_dtype)
     for x, w in zip(xs, ws, strict=True)
   )
   return dxs, dws
