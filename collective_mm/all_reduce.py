@@ -18,10 +18,10 @@ from collective_mm.mesh import (
   varying_axes,
 )
 from collective_mm.op_arguments import (
-  arrays,
   check_chunks,
   find_dtype,
   innermost_row_dim,
+  pairs,
 )
 from collective_mm.ring_matmul import dot, outer
 
@@ -80,7 +80,7 @@ def matmul_all_reduce(
       f"schedule must be one name, since backward sends nothing, got "
       f"{schedule!r}"
     )
-  xs, ws = arrays("x", x), arrays("w", w)
+  xs, ws = pairs(x, w)
   axis_size(axis_name)  # names what is wrong outside `jax.shard_map`
   alike = vary_alike(axis_name, *xs, *ws)
   xs, ws = alike[: len(xs)], alike[len(xs) :]

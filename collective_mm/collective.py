@@ -24,6 +24,7 @@ from collective_mm.op_arguments import (
   check_types,
   find_dim,
   pad,
+  pairs,
   routes,
   rows_first,
   undo_rows_first,
@@ -169,6 +170,8 @@ def all_gather_matmul(
   operands: list[jax.Array] = []
   treedef = None
   if epilogue is not None:
+    if not callable(epilogue):
+      raise ValueError(f"epilogue must be a function, got {epilogue!r}")
     # A Partial is a pytree: its arrays are leaves and get gradients.
     if not isinstance(epilogue, jax.tree_util.Partial):
       epilogue = jax.tree_util.Partial(epilogue)
@@ -235,13 +238,8 @@ def matmul_reduce_scatter(
     >>> y.shape, float(y.max())
     ((8, 4), 16.0)
   """
-  xs, ws = arrays("x", x), arrays("w", w)
+  xs, ws = pairs(x, w)
   size = axis_size(axis_name)
-  if len(xs) != len(ws) or not xs:
-    raise ValueError(
-      f"x and w must be tuples of one length, not 0, got {len(xs)} and "
-      f"{len(ws)}"
-    )
   dim = find_dim("scatter_dim", scatter_dim, "y", xs[0])
   by_rows = dim != xs[0].ndim - 1
   check_types(xs, ws)

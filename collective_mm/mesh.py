@@ -1,5 +1,6 @@
 """The device mesh and every call whose form differs between jax versions."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -54,14 +55,17 @@ def axis_size(axis_name: AxisName) -> int:
       axes are not a tuple in mesh order.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  try:
-    size = lax.axis_size(axis_name)
-  except NameError:
+  names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+  size = None
+  if names and all(isinstance(name, str) for name in names):
+    with contextlib.suppress(NameError):
+      size = lax.axis_size(axis_name)
+  if size is None:
     raise ValueError(
       f"axis_name must be an axis of the jax.shard_map that this is called "
       f"in; axes that are manual here: {tuple(mesh.manual_axes)}, got "
       f"{axis_name!r}"
-    ) from None
+    )
   if not isinstance(axis_name, str):
     in_order = tuple(name for name in mesh.axis_names if name in axis_name)
     if axis_name != in_order:

@@ -38,9 +38,26 @@ def arrays(name: str, argument) -> tuple[jax.Array, ...]:
   return given
 
 
+def pairs(x, w) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """The tuples `xs` and `ws` of which an op sums the products."""
+  xs, ws = arrays("x", x), arrays("w", w)
+  if len(xs) != len(ws) or not xs:
+    raise ValueError(
+      f"x and w must be tuples of one length, not 0, got {len(xs)} and "
+      f"{len(ws)}"
+    )
+  if not all(xi.ndim for xi in xs):
+    raise ValueError("x must have features as its last dim, got x.shape=()")
+  return xs, ws
+
+
 def check_types(xs: tuple, ws: tuple) -> None:
   """Refuses dtypes that the output, which has that of `x`, cannot hold."""
   for x, w in zip(xs, ws, strict=True):
+    if not x.size or not w.size:
+      raise ValueError(
+        f"x and w must not be empty, got x.shape={x.shape}, w.shape={w.shape}"
+      )
     w_is_integer = jnp.issubdtype(w.dtype, jnp.integer)
     w_is_real = jnp.issubdtype(w.dtype, jnp.floating) or w_is_integer
     if not jnp.issubdtype(x.dtype, jnp.floating) or not w_is_real:
@@ -93,7 +110,7 @@ def find_dim(name: str, dim: int, of: str, x: jax.Array) -> int:
 def find_dtype(name: str, dtype: jax.typing.DTypeLike) -> jnp.dtype:
   """The dtype in which an op computes, which must be floating."""
   try:
-    found = jnp.dtype(dtype)
+    found = None if dtype is None else jnp.dtype(dtype)
   except TypeError:
     found = None
   if found is None or not jnp.issubdtype(found, jnp.floating):

@@ -293,7 +293,7 @@ def _call(op, x, w, mesh=None, specs=None, **options):
     ),
     (
       matmul_reduce_scatter, (), (), {"scatter_dim": 0},
-      r"scatter_dim must be a dim of y, from 0 to -1, got 0",
+      r"x must have features as its last dim, got x.shape=\(\)",
     ),
     (
       all_gather_matmul, (4, 6), (6, 8),
