@@ -84,7 +84,9 @@ def all_gather_matmul(
 
   Args:
     x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`; floats.
-    w: `[D, F/t]` column shard, or a tuple of them that share the one gather.
+      Other mesh axes may shard its other row dims, be they Auto or Explicit.
+    w: `[D, F/t]` column shard, or a tuple of them that share the one gather;
+      floats or integers, int8 and fp8 too: they are multiplied as they are.
       With `gather_dim=-1` the last shard of `x` may reach past the rows of
       `w`; what lies there, finite numbers, is multiplied by zeros.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
@@ -102,7 +104,7 @@ def all_gather_matmul(
       leaf of its result begins with the row dims of its piece, in which the
       gathered one is outermost. Arrays that need a gradient come in as
       `jax.tree_util.Partial(function, *arrays)`.
-    accum_dtype: dtype in which products are summed.
+    accum_dtype: dtype in which products are summed, whatever `x` and `w` are.
     dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
       gathered `x`, under the checkpoint name "all_gather_matmul_x".
 
@@ -207,14 +209,16 @@ def matmul_reduce_scatter(
   `dw = x.T @ dy`. Call inside `jax.shard_map`.
 
   Args:
-    x: `[..., F/t]`, or a tuple of inputs whose products are added up.
-    w: `[F/t, D]` row shard, or a tuple, one for each `x`.
+    x: `[..., F/t]`, or a tuple of inputs whose products are added up; floats,
+      row dims as in `all_gather_matmul`.
+    w: `[F/t, D]` row shard, or a tuple, one for each `x`; dtypes as in
+      `all_gather_matmul`.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     scatter_dim: the dim of `y` that comes out sharded. Where `t` does not
       divide it, shards have the size rounded up and the last ones end in zeros.
     schedule: as in `all_gather_matmul`.
     chunks: pieces that each direction of the ring cuts a chunk into.
-    accum_dtype: dtype in which local products are summed.
+    accum_dtype: dtype in which products are summed, whatever `x` and `w` are.
     wire_dtype: dtype in which partial sums travel; the dtype of `x` if not
       given, which rounds `t - 1` times.
 
