@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 
+from collective_mm import placement
 from collective_mm.chips import ChipLink
 
 SCHEDULES = ("unoverlapped", "one_way", "two_way", "async")
@@ -152,11 +153,11 @@ class PassTimes:
     """Seconds of `nbytes` at the bandwidth of a device's part of the HBM."""
     return nbytes / (self.chip.hbm_bandwidth / self.chip.devices)
 
-  def lanes(self, schedule: str) -> tuple[int, int]:
+  def lanes(self, schedule: str, least: int = 1) -> tuple[int, int]:
     """Directions of a ring, and lanes in all, as `ring.split_lanes` deals."""
     directions = 1 if schedule == "one_way" or self.size == 2 else 2
     rows = self.rows // self.size if self.by_rows else self.rows
-    lanes = max(min(directions * self.chunks, rows), 1)
+    lanes = max(min(max(directions * self.chunks, least), rows), 1)
     return min(directions, lanes), lanes
 
   def send(self, nbytes: float, directions: int, lanes: int) -> float:
@@ -213,7 +214,8 @@ class PassTimes:
 
     `beside` it as many numbers may be gathered, by another "ring" or "async".
     """
-    directions, lanes = self.lanes(schedule)
+    least = 1 if schedule == "one_way" else 2
+    directions, lanes = self.lanes(schedule, least)
     piece, t = self.rows / lanes, self.size
     gather_bytes = self.rows * outer * self.itemsize
     if self.by_rows:
@@ -240,7 +242,7 @@ class PassTimes:
     total = (t - 1) * alone + products + kept
     if beside != "ring" and self._ordered:
       # The last sum has only other lanes' last products beside it.
-      total += max(send - (alone - products), 0.0)
+      total += max(send * directions / lanes - (alone - products), 0.0)
     elif beside == "ring" and lanes > 1:
       total += self.copy(gather_bytes / t)
     if beside == "async":
@@ -304,8 +306,9 @@ def _links(chip: ChipLink, size: int) -> tuple[int, int]:
   """
   chips = max(size // chip.devices, 1)
   sides = min(_blocks(chips, chip.torus_dims), key=lambda s: (max(s), s))
+  around = placement.wraps(chip.kind, sides)
   links = [
-    2 if side % chip.wraps_every == 0 else 1 for side in sides if side > 1
+    1 + wraps for side, wraps in zip(sides, around, strict=True) if side > 1
   ]
   return max(sum(links), 1), max(len(links), 1)
 
