@@ -80,7 +80,7 @@ def prefetch_scan(
     gather_dtype: floating weights are rounded to it before they travel, and
       `layer` sees them in it; those that lie whole, and all with None, keep
       their own.
-    reduce_dtype: gradients travel and are summed in it.
+    reduce_dtype: gradients are summed in it.
     hold_across_microbatches: whether every leaf of `carry` has a leading dim of
       microbatches. `layer` then runs on one after the other while it holds the
       gathered weights, and the sum of their gradients is reduced once. A leaf
