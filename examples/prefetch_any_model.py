@@ -21,7 +21,13 @@ def main(argv: list[str]) -> int:
   import jax
   import jax.numpy as jnp
 
-  from collective_mm import gate, make_mesh, overlap_report, prefetch_scan
+  from collective_mm import (
+    gate,
+    make_mesh,
+    overlap_report,
+    prefetch,
+    prefetch_scan,
+  )
   from collective_mm.placement import axis_rings
   from profiling import topology
 
@@ -64,6 +70,7 @@ def main(argv: list[str]) -> int:
   params = {k: array((LAYERS, *s), specs[k]) for k, s in shapes.items()}
   args = params, array((b * len(devices), d), rows)
   options = gate.compiler_options(devices[0].device_kind)
+  options |= prefetch.COMPILER_OPTIONS if options else {}
   compiled = gradients(1).lower(*args).compile(compiler_options=options)
   print(overlap_report(compiled))
   if len(argv) == 1:
