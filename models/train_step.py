@@ -86,6 +86,46 @@ def init_state(
   return jax.jit(make, out_shardings=shardings)(key)
 
 
+def abstract_state(
+  cfg: ViTConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Returns what `init_state` would, as shapes with their shardings."""
+  shapes = jax.eval_shape(
+    lambda key: init_state(key, cfg, optimizer, mesh), jax.random.key(0)
+  )
+  return abstract(shapes, state_shardings(cfg, optimizer, mesh))
+
+
+def abstract_batch(
+  cfg: ViTConfig, mesh: jax.sharding.Mesh, batch_size: int
+) -> Batch:
+  """Returns a batch for `make_train_step`, as shapes with their shardings."""
+  shapes = {
+    "image": (batch_size, cfg.image, cfg.image, cfg.channels),
+    "label": (batch_size, cfg.classes),
+    "mask": (batch_size,),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(
+      shape, jnp.float32, sharding=batch_sharding(mesh)
+    )
+    for name, shape in shapes.items()
+  }
+
+
+def abstract(shapes, shardings):
+  """Returns `shapes` as `jax.ShapeDtypeStruct`s that carry `shardings`."""
+  return jax.tree.map(
+    lambda shape, sharding: jax.ShapeDtypeStruct(
+      shape.shape, shape.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
 def make_train_step(
   cfg: ViTConfig,
   optimizer: optax.GradientTransformation,

@@ -1,0 +1,181 @@
+r"""Compiles a training step for TPUs that are not here, and simulates it.
+
+    python -m profiling.aot --model=vit_22b --topology=v4:8x8x16 --mesh=256,4 \
+      --batch=65536 --dump_dir=DIR
+
+The step is the one that `examples.train` runs, in bfloat16, with remat and the
+optimiser of ViT-22B. Written into DIR, the same bytes every time:
+
+    module.hlo.txt  the compiler's schedule
+    devices.json    [x, y, z, core] of each device in partition order
+    report.json     memory, FLOPs, the simulated step and where its time went
+
+`profiling.replay` takes the first two. Exits with 2, and one line, for what
+cannot be compiled; a program that does not fit leaves a report of what takes
+the room.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from profiling import platform
+
+PROG = "python -m profiling.aot"
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message):
+    raise ValueError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+  """The flags."""
+  flags = _Parser(
+    prog=PROG,
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = flags.add_argument
+  add("--model", required=True, help="such as vit_22b")
+  add("--topology", required=True, help="a slice, such as v4:8x8x16 or v5e:2x4")
+  add("--mesh", required=True, help="devices on data,model")
+  add("--batch", required=True, type=int, help="images a step, all devices")
+  add("--dump_dir", required=True, type=Path, help="folder to write into")
+  add("--layout", default="tokens", help="tokens or features")
+  add("--schedule", default="auto", help="of the rings; or forward,backward")
+  add(
+    "--chip_options",
+    help="compiler options k=v,... beside the chip's own; none for no option "
+    "at all",
+  )
+  add("--depth", type=int, help="blocks, for a quick look at fewer")
+  return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Compiles, replays and reports; returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  platform.compile_only()
+  try:
+    args = parser().parse_args(argv)
+    return _run(args, argv)
+  except (OSError, ValueError) as error:
+    reason = " ".join(str(error).split())
+    print(f"{PROG}: {reason}", file=sys.stderr)
+    return 2
+
+
+def _run(args: argparse.Namespace, argv: list[str]) -> int:
+  # These import jax, which reads the platform then.
+  from models.vit_config import get_config
+  from profiling import aot_compile, aot_programs, aot_report
+
+  versions = _versions()
+  changes = {} if args.depth is None else {"depth": args.depth}
+  cfg = get_config(args.model, **changes)
+  mesh = aot_programs.mesh_on(args.topology, *_mesh(args.mesh))
+  program = aot_programs.vit_step(
+    cfg,
+    mesh,
+    batch=args.batch,
+    layout=args.layout,
+    schedule=_schedule(args.schedule),
+  )
+  options = _options(args.chip_options, args.topology.partition(":")[0])
+  request = {
+    "command": f"{PROG} {shlex.join(_without_folder(argv))}",
+    "versions": versions,
+    "model": args.model,
+    "depth": cfg.depth,
+    "topology": args.topology,
+    "mesh": dict(mesh.shape),
+    "batch": args.batch,
+    "layout": args.layout,
+    "schedule": args.schedule,
+    "compiler_options": options,
+  }
+  args.dump_dir.mkdir(parents=True, exist_ok=True)
+  try:
+    compiled = aot_compile.compile_and_replay(program.lowered, mesh, options)
+  except aot_compile.DoesNotFit as error:
+    _write(args.dump_dir, request | aot_report.misfit(error))
+    raise ValueError(f"{args.model} on {args.topology} {error}") from error
+  report = request | aot_report.describe(program, compiled)
+  (args.dump_dir / "module.hlo.txt").write_text(compiled.text)
+  places = json.dumps(compiled.devices)
+  (args.dump_dir / "devices.json").write_text(f"{places}\n")
+  _write(args.dump_dir, report)
+  print(aot_report.summary(report))
+  return 0
+
+
+def _write(folder: Path, report: dict) -> None:
+  text = json.dumps(report, indent=2)
+  (folder / "report.json").write_text(f"{text}\n")
+
+
+def _versions() -> dict[str, str]:
+  try:
+    return {n: metadata.version(n) for n in ("jax", "jaxlib", "libtpu")}
+  except metadata.PackageNotFoundError as error:
+    raise ValueError(
+      "the TPU compiler must be here: the libtpu wheel of jax[tpu], which "
+      "exists for Linux on x86-64"
+    ) from error
+
+
+def _mesh(text: str) -> tuple[int, int]:
+  try:
+    data, model = map(int, text.split(","))
+  except ValueError:
+    raise ValueError(
+      f"--mesh must be two whole numbers, data,model, got {text!r}"
+    ) from None
+  return data, model
+
+
+def _schedule(text: str) -> str | tuple[str, str]:
+  from collective_mm.collective import SCHEDULES
+
+  parts = tuple(text.split(","))
+  if len(parts) > 2 or any(part not in SCHEDULES for part in parts):
+    raise ValueError(
+      f"--schedule must be one of {', '.join(SCHEDULES)}, or two of them, "
+      f"forward,backward, got {text!r}"
+    )
+  return parts[0] if len(parts) == 1 else parts
+
+
+def _options(text: str | None, chip: str) -> dict[str, str]:
+  from collective_mm import gate
+
+  if text == "none":
+    return {}
+  options = gate.compiler_options(chip)
+  for part in text.split(",") if text else ():
+    name, equals, value = part.partition("=")
+    if not (name and equals):
+      raise ValueError(
+        f"--chip_options must be none, or name=value,..., got {part!r}"
+      )
+    options[name] = value
+  return options
+
+
+def _without_folder(argv: list[str]) -> list[str]:
+  """`argv` without `--dump_dir`, on which the report does not depend."""
+  kept, skip = [], False
+  for arg in argv:
+    if not skip and arg != "--dump_dir" and not arg.startswith("--dump_dir="):
+      kept.append(arg)
+    skip = arg == "--dump_dir"
+  return kept
+
+
+if __name__ == "__main__":
+  sys.exit(main())
