@@ -183,18 +183,28 @@ def make_train_step(
     return loss, lax.pmax(max_logit, ("data", "model")), grads
 
   def step(state, batch):
-    loss, max_logit, grads = gradients(state.params, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      "loss": loss,
-      "grad_norm": optax.tree.norm(grads),
-      "max_attention_logit": max_logit,
-    }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return updated(state, optimizer, *gradients(state.params, batch))
 
   shardings = state_shardings(cfg, optimizer, mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def updated(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  loss: jax.Array,
+  max_logit: jax.Array,
+  grads: dict,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Returns the state after one update, and the metrics of the step."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    "loss": loss,
+    "grad_norm": optax.tree.norm(grads),
+    "max_attention_logit": max_logit,
+  }
+  return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def make_eval_step(

@@ -10,7 +10,12 @@ optimiser of ViT-22B. Written into DIR, the same bytes every time:
     devices.json    [x, y, z, core] of each device in partition order
     report.json     memory, FLOPs, the simulated step and where its time went
 
-`profiling.replay` takes the first two. Exits with 2, and one line, for what
+`profiling.replay` takes the first two. With `--baseline=compiler` the compiler
+partitions the same model from sharding constraints alone; it is compiled with
+no options and in each mode of the compiler's collective matmul, and what is
+written is the fastest.
+
+Exits with 2, and one line, for what
 cannot be compiled; a program that does not fit leaves a report of what takes
 the room.
 """
@@ -53,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
     help="compiler options k=v,... beside the chip's own; none for no option "
     "at all",
   )
+  add(
+    "--baseline",
+    choices=["compiler"],
+    help="instead of ours: the compiler's partitioning, at its best",
+  )
   add("--depth", type=int, help="blocks, for a quick look at fewer")
   return flags
 
@@ -72,21 +82,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
   # These import jax, which reads the platform then.
+  from collective_mm.chips import timed_chip
   from models.vit_config import get_config
   from profiling import aot_compile, aot_programs, aot_report
 
   versions = _versions()
+  chip = timed_chip(args.topology.partition(":")[0]).name
   changes = {} if args.depth is None else {"depth": args.depth}
   cfg = get_config(args.model, **changes)
   mesh = aot_programs.mesh_on(args.topology, *_mesh(args.mesh))
-  program = aot_programs.vit_step(
-    cfg,
-    mesh,
-    batch=args.batch,
-    layout=args.layout,
-    schedule=_schedule(args.schedule),
-  )
-  options = _options(args.chip_options, args.topology.partition(":")[0])
   request = {
     "command": f"{PROG} {shlex.join(_without_folder(argv))}",
     "versions": versions,
@@ -95,17 +99,33 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
     "topology": args.topology,
     "mesh": dict(mesh.shape),
     "batch": args.batch,
-    "layout": args.layout,
-    "schedule": args.schedule,
-    "compiler_options": options,
   }
+  if args.baseline:
+    request |= {"partitioned_by": "compiler"}
+    program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
+    variants = _modes(args.chip_options, chip)
+  else:
+    request |= {"layout": args.layout, "schedule": args.schedule}
+    program = aot_programs.vit_step(
+      cfg,
+      mesh,
+      batch=args.batch,
+      layout=args.layout,
+      schedule=_schedule(args.schedule),
+    )
+    variants = {"": _options(args.chip_options, chip)}
+
   args.dump_dir.mkdir(parents=True, exist_ok=True)
   try:
-    compiled = aot_compile.compile_and_replay(program.lowered, mesh, options)
+    best, all_of_them = aot_compile.best(program.lowered, mesh, variants)
   except aot_compile.DoesNotFit as error:
     _write(args.dump_dir, request | aot_report.misfit(error))
     raise ValueError(f"{args.model} on {args.topology} {error}") from error
-  report = request | aot_report.describe(program, compiled)
+  compiled = all_of_them[best]
+  report = request | {"compiler_options": variants[best]}
+  report |= aot_report.describe(program, compiled)
+  if args.baseline:
+    report |= {"mode": best, "modes": aot_report.modes(program, all_of_them)}
   (args.dump_dir / "module.hlo.txt").write_text(compiled.text)
   places = json.dumps(compiled.devices)
   (args.dump_dir / "devices.json").write_text(f"{places}\n")
@@ -165,6 +185,18 @@ def _options(text: str | None, chip: str) -> dict[str, str]:
       )
     options[name] = value
   return options
+
+
+def _modes(text: str | None, chip: str) -> dict[str, dict[str, str]]:
+  """What the compiler is given as a baseline, by name."""
+  modes = {"no options": {}}
+  for name in (None, "none", "post_spmd_conservative"):
+    options = _options(text, chip)
+    if name:
+      for kind in ("all_gather", "reduce_scatter"):
+        options[f"xla_tpu_{kind}_collective_matmul_mode"] = name
+    modes[f"options, mode {name or 'default'}"] = options
+  return modes
 
 
 def _without_folder(argv: list[str]) -> list[str]:

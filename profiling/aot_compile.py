@@ -101,6 +101,36 @@ def compile_and_replay(
   )
 
 
+def best(
+  lowered: jax.stages.Lowered,
+  mesh: jax.sharding.Mesh,
+  variants: dict[str, dict[str, str]],
+) -> tuple[str, dict[str, "Compiled | DoesNotFit"]]:
+  """Compiles with each of several sets of options.
+
+  Args:
+    lowered, mesh: as in `compile_and_replay`.
+    variants: options by name.
+
+  Returns:
+    The name of the fastest, and what came of each.
+
+  Raises:
+    DoesNotFit: if none fits; that of the one which needs the least.
+    ValueError: as `compile_and_replay`.
+  """
+  found = {}
+  for name, options in variants.items():
+    try:
+      found[name] = compile_and_replay(lowered, mesh, options)
+    except DoesNotFit as error:
+      found[name] = error
+  fits = {n: c for n, c in found.items() if isinstance(c, Compiled)}
+  if not fits:
+    raise min(found.values(), key=lambda error: error.hbm["needed"])
+  return min(fits, key=lambda n: fits[n].replayed.step_time_s), found
+
+
 def _memory(stats, chip: peaks.Chip) -> dict[str, int]:
   sizes = {
     "arguments": stats.argument_size_in_bytes,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from collective_mm import make_mesh
-from models import train_step
+from models import compiler_step, train_step
 from models.optimizer import VIT_22B, make_optimizer
 from models.sharding import check_mesh
 from models.vit_config import ViTConfig
@@ -71,6 +71,25 @@ def vit_step(
     schedule=schedule,
     compute_dtype=jnp.bfloat16,
     remat=True,
+  )
+  return _vit_program(step, cfg, optimizer, mesh, batch)
+
+
+def compiler_vit_step(
+  cfg: ViTConfig, mesh: jax.sharding.Mesh, *, batch: int
+) -> Program:
+  """The same step, partitioned by the compiler from sharding constraints.
+
+  Args:
+    cfg, mesh, batch: as in `vit_step`.
+
+  Raises:
+    ValueError: if the mesh does not divide the model or the batch.
+  """
+  check_mesh(cfg, mesh, batch, "tokens")
+  optimizer = make_optimizer(VIT_22B)
+  step = compiler_step.make_compiler_step(
+    cfg, optimizer, mesh, compute_dtype=jnp.bfloat16, remat=True
   )
   return _vit_program(step, cfg, optimizer, mesh, batch)
 

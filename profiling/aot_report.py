@@ -47,6 +47,25 @@ def describe(program: Program, compiled: Compiled) -> dict:
   }
 
 
+def modes(
+  program: Program, found: dict[str, Compiled | DoesNotFit]
+) -> dict[str, dict]:
+  """A short report of each set of compiler options that was tried."""
+  reports = {}
+  for name, result in found.items():
+    if isinstance(result, DoesNotFit):
+      reports[name] = misfit(result)
+      continue
+    whole = describe(program, result)
+    names = ("step_time_s", "exposed_communication_share", "mfu")
+    reports[name] = {
+      "fits": True,
+      "hbm_peak_bytes": whole["hbm_bytes"]["peak"],
+      **{n: whole["simulated"][n] for n in names},
+    }
+  return reports
+
+
 def misfit(error: DoesNotFit) -> dict:
   """The report of a program that does not fit."""
   return {
@@ -69,6 +88,15 @@ def summary(report: dict) -> str:
   held = ", ".join(
     f"{name} {gib(hbm[name])}" for name in ("arguments", "temporaries", "code")
   )
+  tried = [
+    f"{name}: "
+    + (
+      f"{mode['step_time_s']:.4g} s, MFU {mode['mfu']:.1%}"
+      if mode["fits"]
+      else "does not fit"
+    )
+    for name, mode in report.get("modes", {}).items()
+  ]
   return "\n".join(
     (
       f"{report['model']} on {report['topology']}, mesh {report['mesh']}, "
@@ -79,8 +107,9 @@ def summary(report: dict) -> str:
       f"simulated step: {step:.4g} s: {', '.join(parts)}; waits for "
       f"{', '.join(waits) or 'nothing'}",
       f"exposed communication: {share(run['exposed_communication_s'])}",
-      f"MFU {run['mfu']:.1%} ({run['mfu_note']}); tokens/s: "
+      f"MFU {run['mfu']:.2%} ({run['mfu_note']}); tokens/s: "
       f"{run['tokens_per_s_per_chip']:,.0f} per chip, "
       f"{run['tokens_per_s_per_tensor_core']:,.0f} per TensorCore",
+      *tried,
     )
   )
