@@ -25,6 +25,9 @@ class ChipLink:
     bf16_flops: dense bf16 peak of the chip, FLOP/s.
     clock_hz: TensorCore clock; None where the published peaks disagree.
     devices: jax devices that share the chip.
+    hbm_bandwidth: bytes/s of the chip's memory.
+    vmem_bytes: memory on the chip that holds the operands of a product, of all
+      its TensorCores.
     link_bandwidth: nominal bytes/s of one torus link, one way.
     permute_bandwidth: bytes/s that a permute gets out of one link, one way.
     permute_latency_s: seconds of a permute of no bytes.
@@ -38,6 +41,8 @@ class ChipLink:
   bf16_flops: float
   clock_hz: float | None = None
   devices: int = 1
+  hbm_bandwidth: float
+  vmem_bytes: int
   link_bandwidth: float | None = None
   permute_bandwidth: float | None = None
   permute_latency_s: float | None = None
@@ -63,6 +68,8 @@ _CHIPS = (
     bf16_flops=46e12,
     clock_hz=0.70e9,
     devices=2,
+    hbm_bandwidth=7.16e11,
+    vmem_bytes=32 << 20,
     torus_dims=2,
     wraps_every=16,
     source=f"{PEAKS} {LINKS}",
@@ -73,6 +80,8 @@ _CHIPS = (
     kind="TPU v3",
     bf16_flops=140e12,
     devices=2,
+    hbm_bandwidth=8.25e11,
+    vmem_bytes=32 << 20,
     link_bandwidth=1.0e11,
     permute_bandwidth=1.0e11,
     permute_latency_s=4.55e-6,  # assumed: v5p's
@@ -85,6 +94,8 @@ _CHIPS = (
     kind="TPU v4",
     bf16_flops=275e12,
     clock_hz=1.05e9,
+    hbm_bandwidth=1.23e12,
+    vmem_bytes=32 << 20,
     link_bandwidth=4.5e10,
     permute_bandwidth=4.5e10,
     permute_latency_s=4.55e-6,  # assumed: v5p's
@@ -97,6 +108,8 @@ _CHIPS = (
     kind="TPU v5 lite",
     bf16_flops=197e12,
     clock_hz=1.50e9,
+    hbm_bandwidth=8.20e11,
+    vmem_bytes=128 << 20,
     link_bandwidth=4.5e10,
     permute_bandwidth=4.5e10,
     permute_latency_s=2.29e-6,  # assumed: v6e's
@@ -109,6 +122,8 @@ _CHIPS = (
     kind="TPU v5",
     bf16_flops=459e12,
     clock_hz=1.75e9,
+    hbm_bandwidth=2.46e12,
+    vmem_bytes=128 << 20,
     link_bandwidth=9.0e10,
     permute_bandwidth=8.63e10,
     permute_latency_s=4.55e-6,
@@ -121,6 +136,8 @@ _CHIPS = (
     kind="TPU v6 lite",
     bf16_flops=920e12,
     clock_hz=1.75e9,
+    hbm_bandwidth=1.64e12,
+    vmem_bytes=128 << 20,
     link_bandwidth=9.0e10,
     permute_bandwidth=8.68e10,
     permute_latency_s=2.29e-6,
@@ -134,6 +151,8 @@ _CHIPS = (
     bf16_flops=2310e12,
     clock_hz=2.20e9,
     devices=2,
+    hbm_bandwidth=7.40e12,
+    vmem_bytes=128 << 20,
     link_bandwidth=9.0e10,
     permute_bandwidth=9.0e10,
     permute_latency_s=4.55e-6,  # assumed: v5p's

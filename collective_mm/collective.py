@@ -7,6 +7,7 @@ We write `y = x @ w`. A *column-sharded* `w[D, F_m]` gathers its input, a
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from collective_mm import ring_matmul
 from collective_mm.mesh import AxisName, axis_size, vary_alike
+from collective_mm.op_arguments import (
+  check_types,
+  find_dim,
+  pad,
+  routes,
+  rows_first,
+  undo_rows_first,
+)
 from collective_mm.ring_matmul import Route
 
-SCHEDULES = ("auto", "unoverlapped", "async", "one_way", "two_way")
 SAVED_NAME = "all_gather_matmul_x"
 """`checkpoint_name` of the gathered input that `dw="save"` keeps."""
 
@@ -78,10 +86,12 @@ def all_gather_matmul(
       `w`; what lies there, finite numbers, is multiplied by zeros.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     gather_dim: the dim of `x` that is sharded; the last one is contracted.
-    schedule: "auto", "unoverlapped", "one_way", "two_way" or "async", which
-      leaves gathers to the compiler's asynchronous all-gather (for where other
-      work hides them; reductions, which have none, go two-way); or a pair for
-      (forward, backward).
+    schedule: "auto", which `gate.explain` explains, never slower in its model
+      than "unoverlapped"; "auto_async", the same for a program that is compiled
+      with `gate.compiler_options`; "unoverlapped", "one_way", "two_way", or
+      "async", which leaves gathers to the compiler's asynchronous all-gather
+      (for where other work hides them; reductions, which have none, go
+      two-way); or a pair for (forward, backward).
     chunks: pieces that each direction of the ring cuts a chunk into.
     epilogue: `epilogue(*ys)` is applied to the products of each piece, inside
       the ring step, where the compiler fuses it with them: bias, activation,
@@ -118,9 +128,9 @@ def all_gather_matmul(
   if not ws:
     raise ValueError("w must be a matrix or a tuple of at least one, got ()")
   size = axis_size(axis_name)
-  dim = _dim("gather_dim", gather_dim, "x", x)
+  dim = find_dim("gather_dim", gather_dim, "x", x)
   by_rows = dim != x.ndim - 1
-  _check_types((x,) * len(ws), ws)
+  check_types((x,) * len(ws), ws)
   for i, wi in enumerate(ws):
     name = f"w[{i}]" if isinstance(w, tuple) else "w"
     rows = wi.shape[0] if wi.ndim == 2 else None
@@ -136,11 +146,21 @@ def all_gather_matmul(
       )
   if dw not in ("regather", "save"):
     raise ValueError(f'dw must be "regather" or "save", got {dw!r}')
-  forward, backward = _routes(
-    axis_name, x.ndim, dim, schedule, chunks, accum_dtype, None
+  forward, backward = routes(
+    "all_gather_matmul",
+    rows=math.prod(x.shape[:-1]) * (size if by_rows else 1),
+    inner=ws[0].shape[0],
+    outer=sum(wi.shape[1] for wi in ws),
+    like=x,
+    dim=dim,
+    axis_name=axis_name,
+    schedule=schedule,
+    chunks=chunks,
+    accum_dtype=accum_dtype,
+    wire_dtype=None,
   )
   if not by_rows:
-    ws = tuple(_pad(wi, 0, size * x.shape[-1]) for wi in ws)
+    ws = tuple(pad(wi, 0, size * x.shape[-1]) for wi in ws)
   operands: list[jax.Array] = []
   treedef = None
   if epilogue is not None:
@@ -151,8 +171,8 @@ def all_gather_matmul(
   plan = _Plan(forward, backward, save=dw == "save", epilogue=treedef)
   x, *arrays = vary_alike(axis_name, x, *ws, *operands)
   ws, operands = tuple(arrays[: len(ws)]), tuple(arrays[len(ws) :])
-  ys = _gather_op(plan, _rows_first(x, dim), ws, operands)
-  ys = jax.tree.map(lambda y: _undo_rows_first(y, dim, x.ndim), ys)
+  ys = _gather_op(plan, rows_first(x, dim), ws, operands)
+  ys = jax.tree.map(lambda y: undo_rows_first(y, dim, x.ndim), ys)
   return ys if isinstance(w, tuple) or epilogue is not None else ys[0]
 
 
@@ -218,9 +238,9 @@ def matmul_reduce_scatter(
       f"x and w must be tuples of one length, not 0, got {len(xs)} and "
       f"{len(ws)}"
     )
-  dim = _dim("scatter_dim", scatter_dim, "y", xs[0])
+  dim = find_dim("scatter_dim", scatter_dim, "y", xs[0])
   by_rows = dim != xs[0].ndim - 1
-  _check_types(xs, ws)
+  check_types(xs, ws)
   for i, (xi, wi) in enumerate(zip(xs, ws, strict=True)):
     if wi.ndim != 2 or xi.shape[-1] != wi.shape[0]:
       raise ValueError(
@@ -235,18 +255,28 @@ def matmul_reduce_scatter(
       )
   if by_rows:
     rows = -(-xs[0].shape[dim] // size) * size
-    xs = tuple(_pad(xi, dim, rows) for xi in xs)
+    xs = tuple(pad(xi, dim, rows) for xi in xs)
   else:
     columns = -(-ws[0].shape[1] // size) * size
-    ws = tuple(_pad(wi, 1, columns) for wi in ws)
-  forward, backward = _routes(
-    axis_name, xs[0].ndim, dim, schedule, chunks, accum_dtype, wire_dtype
+    ws = tuple(pad(wi, 1, columns) for wi in ws)
+  forward, backward = routes(
+    "matmul_reduce_scatter",
+    rows=math.prod(xs[0].shape[:-1]),
+    inner=sum(wi.shape[0] for wi in ws),
+    outer=ws[0].shape[1],
+    like=xs[0],
+    dim=dim,
+    axis_name=axis_name,
+    schedule=schedule,
+    chunks=chunks,
+    accum_dtype=accum_dtype,
+    wire_dtype=wire_dtype,
   )
   arrays = vary_alike(axis_name, *xs, *ws)
   xs, ws = arrays[: len(xs)], arrays[len(xs) :]
-  rows_first = tuple(_rows_first(xi, dim) for xi in xs)
-  y = _scatter_op(_Plan(forward, backward), rows_first, ws)
-  return _undo_rows_first(y, dim, xs[0].ndim)
+  xs_first = tuple(rows_first(xi, dim) for xi in xs)
+  y = _scatter_op(_Plan(forward, backward), xs_first, ws)
+  return undo_rows_first(y, dim, xs[0].ndim)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -313,84 +343,6 @@ def _scatter_op_backward(plan, residuals, dy):
 _scatter_op.defvjp(_scatter_op_forward, _scatter_op_backward)
 
 
-def _pad(x: jax.Array, dim: int, size: int) -> jax.Array:
-  """`x` with zeros after its end in `dim`, up to `size`."""
-  missing = size - x.shape[dim]
-  if not missing:
-    return x
-  return jnp.pad(x, [(0, missing if i == dim else 0) for i in range(x.ndim)])
-
-
 def _keep_apart(x: jax.Array) -> jax.Array:
   """`x`, which the compiler may not know to be the `x` used before."""
   return lax.optimization_barrier(x)
-
-
-def _check_types(xs: tuple, ws: tuple) -> None:
-  """Refuses dtypes that the output, which has that of `x`, cannot hold."""
-  for x, w in zip(xs, ws, strict=True):
-    w_is_integer = jnp.issubdtype(w.dtype, jnp.integer)
-    w_is_real = jnp.issubdtype(w.dtype, jnp.floating) or w_is_integer
-    if not jnp.issubdtype(x.dtype, jnp.floating) or not w_is_real:
-      raise ValueError(
-        f"x must have a floating dtype and w a floating or integer one, got "
-        f"x.dtype={x.dtype}, w.dtype={w.dtype}"
-      )
-    if any(any(jax.typeof(a).sharding.spec) for a in (x, w)):
-      raise NotImplementedError(
-        f"x and w may be sharded over mesh axes that are manual or "
-        f"AxisType.Auto, not yet Explicit, got x: {jax.typeof(x)}, w: "
-        f"{jax.typeof(w)}"
-      )
-
-
-def _dim(name: str, dim: int, of: str, x: jax.Array) -> int:
-  """`dim` counted from the front, checked."""
-  if x.ndim < 1 or not -x.ndim <= dim < x.ndim:
-    raise ValueError(
-      f"{name} must be a dim of {of}, from {-x.ndim} to {x.ndim - 1}, got {dim}"
-    )
-  return dim % x.ndim
-
-
-def _routes(
-  axis_name, ndim, dim, schedule, chunks, accum_dtype, wire_dtype
-) -> tuple[Route, Route]:
-  """The forward and the backward route of an op's options, checked."""
-  pair = schedule if isinstance(schedule, tuple) else (schedule, schedule)
-  if len(pair) != 2 or any(s not in SCHEDULES for s in pair):
-    raise ValueError(
-      f"schedule must be one of {', '.join(SCHEDULES)}, or a pair (forward, "
-      f"backward) of them, got {schedule!r}"
-    )
-  if not isinstance(chunks, int) or chunks < 1:
-    raise ValueError(f"chunks must be a whole number from 1, got {chunks!r}")
-  # Lanes divide the innermost row dim: outer ones may be sharded over other
-  # mesh axes, and a cut through those would make the compiler reshard.
-  innermost_row_dim = max(ndim - 2, 0)
-  return tuple(
-    Route(
-      axis_name=axis_name,
-      by_rows=dim != ndim - 1,
-      split_dim=0 if dim == innermost_row_dim else innermost_row_dim,
-      schedule="two_way" if s == "auto" else s,
-      chunks=chunks,
-      accum_dtype=jnp.dtype(accum_dtype),
-      wire_dtype=None if wire_dtype is None else jnp.dtype(wire_dtype),
-    )
-    for s in pair
-  )
-
-
-def _rows_first(x: jax.Array, dim: int) -> jax.Array:
-  """`x` with row dim `dim` outermost; unchanged if `dim` holds features."""
-  if x.ndim == 1:
-    return x[None]
-  return x if dim == x.ndim - 1 else jnp.moveaxis(x, dim, 0)
-
-
-def _undo_rows_first(y: jax.Array, dim: int, ndim: int) -> jax.Array:
-  """Undoes `_rows_first` on the output of an op; `ndim` is that of `x`."""
-  if ndim == 1:
-    return y[0]
-  return y if dim == ndim - 1 else jnp.moveaxis(y, 0, dim)

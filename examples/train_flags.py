@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from collective_mm.collective import SCHEDULES
+from collective_mm.op_arguments import SCHEDULES
 from examples.presets import PRESETS, TrainConfig
 from examples.run_folder import read_config
 from examples.usage import UsageError, blame

@@ -1,21 +1,34 @@
-"""Every way to run one op forward and backward, as calls ready to be timed.
+"""Every way to run one op forward and backward, as programs and as calls.
 
-Each call returns `(y, dx, dw)`: the op and both its gradients. `roof` is the
-same local products, the same FLOPs per device, with nothing communicated.
+Each returns `(y, dx, dw)`: the op and both its gradients. A program can be
+compiled for devices that are not here; a call has its arrays and can be timed.
+
+    roof          the three local products, with nothing communicated
+    unoverlapped  `lax.all_gather` or `lax.psum_scatter` around the products
+    compiler      plain products that XLA partitions, told the shardings only
+    the others    the op of `collective_mm` with that schedule
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from collective_mm import all_gather_matmul, matmul_reduce_scatter
+import collective_mm
+from collective_mm import reference
 
-SCHEDULES = ("unoverlapped", "one_way", "two_way")
-METHODS = ("roof", *SCHEDULES)
+OPS = ("all_gather_matmul", "matmul_reduce_scatter")
+SCHEDULES = {
+  "one_way": "one_way",
+  "two_way": "two_way",
+  "two_way_async": ("two_way", "async"),
+  "auto": "auto",
+  "auto_async": "auto_async",
+}
+METHODS = ("roof", "unoverlapped", "compiler", *SCHEDULES)
 
 _ROWS, _COLUMNS, _WHOLE = (
   jax.P("model", None),
@@ -53,6 +66,14 @@ class Problem:
     return self.op == "all_gather_matmul"
 
   @property
+  def shapes(self) -> tuple[tuple[int, int], ...]:
+    """The whole shapes of `x`, `w` and `dy`."""
+    s, d, f = self.tokens, self.width, self.features
+    return (
+      ((s, d), (d, f), (s, f)) if self.gathers else ((s, f), (f, d), (s, d))
+    )
+
+  @property
   def tolerance(self) -> float:
     """Relative error (2-norm) that two correct methods may differ by.
 
@@ -67,17 +88,77 @@ class Problem:
     )
 
 
-def methods(problem: Problem) -> dict[str, Callable[[], tuple]]:
-  """Returns a call for each name in `METHODS`, all on the same arrays.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A jitted `step(x, w, dy) -> (y, dx, dw)` and what it is to be called with.
 
-  `roof` leaves the sum that a ring would have reduced as one partial per
-  device, stacked along the rows.
+  Attributes:
+    step: the jitted function.
+    arguments: shapes, dtype and shardings of `x`, `w` and `dy`.
   """
-  x, w, dy = _arrays(problem)
-  calls = {"roof": _sharded(problem, _products, x, w, dy, gathered=True)}
-  for schedule in SCHEDULES:
-    step = functools.partial(_op_and_gradients, problem, schedule)
-    calls[schedule] = _sharded(problem, step, x, w, dy)
+
+  step: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+  arguments: tuple[jax.ShapeDtypeStruct, ...]
+
+  def lower(self) -> jax.stages.Lowered:
+    """The program, lowered for the devices of its arguments."""
+    return self.step.lower(*self.arguments)
+
+
+def program(problem: Problem, method: str) -> Program:
+  """Returns the program of one of `METHODS`.
+
+  `roof` gives every device the whole of what the op would have gathered, and
+  leaves the sum that a ring would have reduced as one partial per device,
+  stacked along the rows.
+  """
+  tokens_sharded = _WHOLE if method == "roof" else _ROWS
+  if problem.gathers:
+    in_specs = (tokens_sharded, _COLUMNS, _COLUMNS)
+    out_specs = (_COLUMNS, _ROWS, _COLUMNS)
+  else:
+    in_specs = (_COLUMNS, _ROWS, tokens_sharded)
+    out_specs = (_ROWS, _COLUMNS, _ROWS)
+
+  def sharded(specs):
+    return tuple(jax.NamedSharding(problem.mesh, spec) for spec in specs)
+
+  if method == "compiler":
+    step = jax.jit(
+      functools.partial(_forward_and_backward, jnp.matmul),
+      out_shardings=sharded(out_specs),
+    )
+  else:
+    step = jax.jit(
+      jax.shard_map(
+        _local_step(problem, method),
+        mesh=problem.mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+      )
+    )
+  return Program(
+    step=step,
+    arguments=tuple(
+      jax.ShapeDtypeStruct(shape, problem.dtype, sharding=sharding)
+      for shape, sharding in zip(problem.shapes, sharded(in_specs), strict=True)
+    ),
+  )
+
+
+def methods(
+  problem: Problem, names: Sequence[str] = METHODS
+) -> dict[str, Callable[[], tuple]]:
+  """Returns a call for each of `names`, all on the same arrays."""
+  arrays = _arrays(problem)
+  calls = {}
+  for name in names:
+    made = program(problem, name)
+    placed = (
+      jax.device_put(array, argument.sharding)
+      for array, argument in zip(arrays, made.arguments, strict=True)
+    )
+    calls[name] = functools.partial(made.step, *placed)
   return calls
 
 
@@ -87,7 +168,8 @@ def check(problem: Problem, calls: dict[str, Callable[[], tuple]]) -> None:
   Raises:
     ArithmeticError: if one differs by more than `problem.tolerance`.
   """
-  expected = calls["unoverlapped"]()
+  name = "unoverlapped"
+  expected = (calls if name in calls else methods(problem, (name,)))[name]()
   for name, call in calls.items():
     got = list(call())
     if name == "roof":
@@ -107,52 +189,30 @@ def check(problem: Problem, calls: dict[str, Callable[[], tuple]]) -> None:
 
 def _arrays(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Whole `x`, `w` and `dy`, of about unit size, not sharded yet."""
-  s, d, f = problem.tokens, problem.width, problem.features
-  shapes = (
-    [(s, d), (d, f), (s, f)] if problem.gathers else [(s, f), (f, d), (s, d)]
-  )
   keys = jax.random.split(jax.random.key(0), 3)
   x, w, dy = (
     jax.random.normal(key, shape, problem.dtype)
-    for key, shape in zip(keys, shapes, strict=True)
+    for key, shape in zip(keys, problem.shapes, strict=True)
   )
   return x, w / math.sqrt(w.shape[0]), dy
 
 
-def _sharded(problem, step, x, w, dy, *, gathered=False) -> Callable[[], tuple]:
-  """`step` on the shards of `x`, `w` and `dy`, compiled when first called.
-
-  `gathered` gives every device the whole of what the op would have gathered.
-  """
-  tokens_sharded = _WHOLE if gathered else _ROWS
-  if problem.gathers:
-    in_specs = (tokens_sharded, _COLUMNS, _COLUMNS)
-    out_specs = (_COLUMNS, _ROWS, _COLUMNS)
+def _local_step(problem: Problem, method: str) -> Callable[..., tuple]:
+  """What one device does, inside `jax.shard_map`."""
+  if method == "roof":
+    return _products
+  if method == "unoverlapped":
+    home, options = reference, {}
   else:
-    in_specs = (_COLUMNS, _ROWS, tokens_sharded)
-    out_specs = (_ROWS, _COLUMNS, _ROWS)
-  call = jax.jit(
-    jax.shard_map(
-      step, mesh=problem.mesh, in_specs=in_specs, out_specs=out_specs
-    )
+    home, options = collective_mm, {"schedule": SCHEDULES[method]}
+  options["gather_dim" if problem.gathers else "scatter_dim"] = 0
+  op = functools.partial(
+    getattr(home, problem.op), axis_name="model", **options
   )
-  arrays = (
-    jax.device_put(a, jax.NamedSharding(problem.mesh, spec))
-    for a, spec in zip((x, w, dy), in_specs, strict=True)
-  )
-  return functools.partial(call, *arrays)
+  return functools.partial(_forward_and_backward, op)
 
 
-def _op_and_gradients(problem, schedule, x, w, dy):
-  def op(x, w):
-    if problem.gathers:
-      return all_gather_matmul(
-        x, w, axis_name="model", gather_dim=0, schedule=schedule
-      )
-    return matmul_reduce_scatter(
-      x, w, axis_name="model", scatter_dim=0, schedule=schedule
-    )
-
+def _forward_and_backward(op, x, w, dy):
   y, gradients = jax.vjp(op, x, w)
   return y, *gradients(dy)
 

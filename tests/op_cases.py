@@ -227,6 +227,7 @@ def assert_right(case: Case, seed: int = 0) -> None:
   """
   given = problem(case, seed)
   got = apply(case, given)
+  jax.clear_caches()  # thousands of compiled cases would fill the memory
   if case.whole:
     jax.tree.map(
       functools.partial(np.testing.assert_array_equal, err_msg=str(case)),

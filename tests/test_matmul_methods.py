@@ -7,7 +7,7 @@ import pytest
 from collective_mm import make_mesh
 from profiling import matmul_methods
 
-OPS = ("all_gather_matmul", "matmul_reduce_scatter")
+OPS = matmul_methods.OPS
 COLLECTIVES = re.compile(
   r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 )
@@ -20,8 +20,8 @@ def problem(op, size, dtype="float32"):
   )
 
 
-def compiled(call):
-  return call.func.lower(*call.args).compile()
+def compiled(case, method):
+  return matmul_methods.program(case, method).lower().compile()
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -32,6 +32,7 @@ def test_every_method_agrees_with_unoverlapped(op, size, dtype):
   case = problem(op, size, dtype)
   calls = matmul_methods.methods(case)
   assert tuple(calls) == matmul_methods.METHODS
+  assert len(calls) == len(set(calls)) == 8
   matmul_methods.check(case, calls)
 
 
@@ -62,28 +63,56 @@ def test_a_lost_chunk_is_found(output, label):
     matmul_methods.check(case, suspects)
 
 
+def test_what_is_checked_need_not_hold_unoverlapped():
+  case = problem("all_gather_matmul", 4)
+  calls = matmul_methods.methods(case, ("two_way",))
+  assert tuple(calls) == ("two_way",)
+  matmul_methods.check(case, calls)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_roof_does_the_same_products_and_sends_nothing(op):
   case = problem(op, 4)
-  roof = compiled(matmul_methods.methods(case)["roof"])
+  roof = compiled(case, "roof")
   assert not COLLECTIVES.search(roof.as_text())
   products = 3 * 2 * case.tokens * case.width * case.features // 4
   assert roof.cost_analysis()["flops"] == pytest.approx(products, rel=0.02)
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("schedule", matmul_methods.SCHEDULES)
-def test_every_schedule_is_the_one_of_its_name(op, schedule):
-  call = matmul_methods.methods(problem(op, 4))[schedule]
-  sent = set(COLLECTIVES.findall(compiled(call).as_text()))
-  assert ("collective-permute" in sent) == (schedule != "unoverlapped")
+@pytest.mark.parametrize(
+  "method, rings, gathers",
+  [
+    ("unoverlapped", False, True),
+    ("compiler", False, True),
+    ("one_way", True, False),
+    ("two_way", True, False),
+    ("two_way_async", True, True),
+  ],
+)
+def test_every_method_is_the_one_of_its_name(op, method, rings, gathers):
+  sent = COLLECTIVES.findall(compiled(problem(op, 4), method).as_text())
+  assert ("collective-permute" in sent) == rings
+  assert ("all-gather" in sent) == gathers
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_two_way_sends_twice_as_often_as_one_way(op):
-  calls = matmul_methods.methods(problem(op, 4))
   one_way, two_way = (
-    compiled(calls[name]).as_text().count("collective-permute(")
-    for name in ("one_way", "two_way")
+    compiled(problem(op, 4), method).as_text().count("collective-permute(")
+    for method in ("one_way", "two_way")
   )
   assert two_way == 2 * one_way > 0
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("method", matmul_methods.METHODS)
+def test_a_program_is_what_a_call_runs(op, method):
+  case = problem(op, 4, "bfloat16")
+  made = matmul_methods.program(case, method)
+  (call,) = matmul_methods.methods(case, (method,)).values()
+  for argument, array in zip(made.arguments, call.args, strict=True):
+    assert (argument.shape, argument.dtype) == (array.shape, array.dtype)
+    assert argument.sharding == array.sharding
+  results = [(y.shape, y.dtype) for y in jax.eval_shape(made.step, *call.args)]
+  assert results == [(y.shape, y.dtype) for y in call()]
