@@ -12,8 +12,8 @@ optimiser of ViT-22B. Written into DIR, the same bytes every time:
 
 `profiling.replay` takes the first two. With `--baseline=compiler` the compiler
 partitions the same model from sharding constraints alone; it is compiled with
-no options and in each mode of the compiler's collective matmul, and what is
-written is the fastest.
+no options, and with the chip's in each mode of the compiler's collective
+matmul; what is written is the fastest.
 
 Exits with 2, and one line, for what
 cannot be compiled; a program that does not fit leaves a report of what takes
@@ -30,6 +30,7 @@ from pathlib import Path
 from profiling import platform
 
 PROG = "python -m profiling.aot"
+MODES = ("no_options", "default", "none", "post_spmd_conservative")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     choices=["compiler"],
     help="instead of ours: the compiler's partitioning, at its best",
   )
+  add("--mode", choices=MODES, help="of the baseline, instead of every one")
   add("--depth", type=int, help="blocks, for a quick look at fewer")
   return flags
 
@@ -103,7 +105,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
   if args.baseline:
     request |= {"partitioned_by": "compiler"}
     program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
-    variants = _modes(args.chip_options, chip)
+    variants = _modes(args.mode, args.chip_options, chip)
   else:
     request |= {"layout": args.layout, "schedule": args.schedule}
     program = aot_programs.vit_step(
@@ -187,16 +189,17 @@ def _options(text: str | None, chip: str) -> dict[str, str]:
   return options
 
 
-def _modes(text: str | None, chip: str) -> dict[str, dict[str, str]]:
-  """What the compiler is given as a baseline, by name."""
-  modes = {"no options": {}}
-  for name in (None, "none", "post_spmd_conservative"):
-    options = _options(text, chip)
-    if name:
-      for kind in ("all_gather", "reduce_scatter"):
-        options[f"xla_tpu_{kind}_collective_matmul_mode"] = name
-    modes[f"options, mode {name or 'default'}"] = options
-  return modes
+def _modes(
+  only: str | None, text: str | None, chip: str
+) -> dict[str, dict[str, str]]:
+  """What the compiler is given as a baseline, by the name of the mode."""
+  modes = {"no_options": {}, "default": _options(text, chip)}
+  for mode in ("none", "post_spmd_conservative"):
+    modes[mode] = modes["default"] | {
+      f"xla_tpu_{kind}_collective_matmul_mode": mode
+      for kind in ("all_gather", "reduce_scatter")
+    }
+  return modes if only is None else {only: modes[only]}
 
 
 def _without_folder(argv: list[str]) -> list[str]:
