@@ -24,28 +24,17 @@ import argparse
 import json
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 
-from profiling import platform
+from profiling import command, platform
 
 PROG = "python -m profiling.aot"
 MODES = ("no_options", "default", "none", "post_spmd_conservative")
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message):
-    raise ValueError(message)
-
-
 def parser() -> argparse.ArgumentParser:
   """The flags."""
-  flags = _Parser(
-    prog=PROG,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  flags = command.Parser(PROG, __doc__)
   add = flags.add_argument
   add("--model", required=True, help="such as vit_22b")
   add("--topology", required=True, help="a slice, such as v4:8x8x16 or v5e:2x4")
@@ -73,22 +62,16 @@ def main(argv: list[str] | None = None) -> int:
   """Compiles, replays and reports; returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
   platform.compile_only()
-  try:
-    args = parser().parse_args(argv)
-    return _run(args, argv)
-  except (OSError, ValueError) as error:
-    reason = " ".join(str(error).split())
-    print(f"{PROG}: {reason}", file=sys.stderr)
-    return 2
+  return command.run(PROG, lambda: _run(parser().parse_args(argv), argv))
 
 
-def _run(args: argparse.Namespace, argv: list[str]) -> int:
+def _run(args: argparse.Namespace, argv: list[str]) -> None:
   # These import jax, which reads the platform then.
   from collective_mm.chips import timed_chip
   from models.vit_config import get_config
   from profiling import aot_compile, aot_programs, aot_report
 
-  versions = _versions()
+  versions = command.versions()
   chip = timed_chip(args.topology.partition(":")[0]).name
   changes = {} if args.depth is None else {"depth": args.depth}
   cfg = get_config(args.model, **changes)
@@ -133,22 +116,11 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
   (args.dump_dir / "devices.json").write_text(f"{places}\n")
   _write(args.dump_dir, report)
   print(aot_report.summary(report))
-  return 0
 
 
 def _write(folder: Path, report: dict) -> None:
   text = json.dumps(report, indent=2)
   (folder / "report.json").write_text(f"{text}\n")
-
-
-def _versions() -> dict[str, str]:
-  try:
-    return {n: metadata.version(n) for n in ("jax", "jaxlib", "libtpu")}
-  except metadata.PackageNotFoundError as error:
-    raise ValueError(
-      "the TPU compiler must be here: the libtpu wheel of jax[tpu], which "
-      "exists for Linux on x86-64"
-    ) from error
 
 
 def _mesh(text: str) -> tuple[int, int]:

@@ -100,7 +100,11 @@ class Planner:
     self._optimizer = make_optimizer(VIT_22B)
 
   def candidates(self) -> list[tuple[jax.sharding.Mesh, list[Candidate]]]:
-    """Every mesh that divides the model and the batch, and how to use it."""
+    """Every mesh that divides the model and the batch, and how to use it.
+
+    Raises:
+      ValueError: if the devices do not divide the batch.
+    """
     found = []
     count = len(self.devices)
     if self.batch < 1 or self.batch % count:
@@ -111,9 +115,7 @@ class Planner:
     for model in range(1, count + 1):
       if count % model or self.cfg.heads % model or self.cfg.mlp % model:
         continue
-      mesh = make_mesh(
-        data=count // model, model=model, devices=self.devices
-      )
+      mesh = make_mesh(data=count // model, model=model, devices=self.devices)
       ways = [
         Candidate(
           data=count // model, model=model, layout=layout, schedule=schedule
@@ -125,6 +127,15 @@ class Planner:
       found.append((mesh, ways[:1] if model == 1 else ways))
     return found
 
+  def ranked(self) -> list[tuple[Candidate, Modelled]]:
+    """Every candidate and its step: what fits first, by MFU."""
+    found = [
+      pair
+      for mesh, ways in self.candidates()
+      for pair in zip(ways, self.model(mesh, ways), strict=True)
+    ]
+    return sorted(found, key=lambda pair: (not pair[1].fits, -pair[1].mfu))
+
   def state_bytes(self, mesh: jax.sharding.Mesh) -> int:
     """Bytes of parameters and optimiser state on a device, exact."""
     state = train_step.abstract_state(self.cfg, self._optimizer, mesh)
@@ -133,7 +144,9 @@ class Planner:
       for leaf in jax.tree.leaves(state)
     )
 
-  def model(self, mesh: jax.sharding.Mesh, ways: list[Candidate]):
+  def model(
+    self, mesh: jax.sharding.Mesh, ways: list[Candidate]
+  ) -> list[Modelled]:
     """Returns a `Modelled` for each of `ways` to use `mesh`."""
     weights = self._weights(mesh)
     hops = placement.longest_hop(mesh, "model")
