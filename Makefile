@@ -15,7 +15,7 @@ LIBRARY_TESTS := $(wildcard $(patsubst collective_mm/%.py,tests/test_%.py, \
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --editable '.[train,test,lint]'
+	  --editable '.[train,profile,test,lint]'
 	touch $@
 
 train: $(INSTALLED)  ## the main job: train on the bundled digits

@@ -86,12 +86,12 @@ def all_gather_matmul(
       `w`; what lies there, finite numbers, is multiplied by zeros.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     gather_dim: the dim of `x` that is sharded; the last one is contracted.
-    schedule: "auto", which `gate.explain` explains, never slower in its model
-      than "unoverlapped"; "auto_async", the same for a program that is compiled
-      with `gate.compiler_options`; "unoverlapped", "one_way", "two_way", or
-      "async", which leaves gathers to the compiler's asynchronous all-gather
-      (for where other work hides them; reductions, which have none, go
-      two-way); or a pair for (forward, backward).
+    schedule: "auto", which `gate.explain` explains: of a program compiled with
+      `gate.compiler_options`, never slower in its model than "unoverlapped";
+      "unoverlapped", "one_way", "two_way", or "async", which leaves gathers to
+      the compiler's asynchronous all-gather (for where other work hides them;
+      reductions, which have none, go two-way); or a pair for (forward,
+      backward).
     chunks: pieces that each direction of the ring cuts a chunk into.
     epilogue: `epilogue(*ys)` is applied to the products of each piece, inside
       the ring step, where the compiler fuses it with them: bias, activation,
@@ -302,6 +302,8 @@ def _gather_op_backward(plan, residuals, dout):
   route = plan.backward
   dys, doperands = dout, ()
   if plan.epilogue:
+    # Behind a barrier, or the compiler widens them in a pass of their own.
+    ys = lax.optimization_barrier(ys)
     doperands, dys = jax.vjp(plan.finish, operands, ys)[1](dout)
   dx = ring_matmul.matmul_scatter(dys, ws, route, transpose=True)
   # Without the barrier the compiler finds that forward gathered the same `x`,

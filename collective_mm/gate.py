@@ -23,6 +23,9 @@ Shape = tuple[int, ...]
 
 # Of the unoverlapped time; what is gained below it the model cannot tell.
 _MARGIN = 0.01
+# What two directions may cost over one: they leave each link time for the sends
+# of the other pass, which the model of one pass does not see.
+_SPARE = 0.04
 
 _ASYNC_FLAGS = (
   "xla_tpu_enable_async_collective_fusion",
@@ -80,7 +83,7 @@ def explain(
   chunks: int = 1,
   chip: str | None = None,
   all_reduces: bool = False,
-  async_options: bool = False,
+  async_options: bool = True,
 ) -> Decision:
   """Returns the schedule that `schedule="auto"` stands for, and its reasons.
 
@@ -100,7 +103,8 @@ def explain(
       else of `jax.devices()[0]`.
     all_reduces: whether the compiler makes all-reduces of reductions, which
       makes rings pay earlier; `pass_times.PassTimes` says where it does.
-    async_options: whether the program is compiled with `compiler_options`.
+    async_options: whether the program is compiled with `compiler_options`, as
+      "auto" takes it to be.
 
   Raises:
     ValueError: if the shapes, the dim or the axis do not fit.
@@ -188,7 +192,7 @@ def choose(
   device_kind: str | None,
   hops: int = 1,
   all_reduces: bool = False,
-  async_options: bool = False,
+  async_options: bool = True,
 ) -> Decision:
   """Returns the schedule of an op whose product is `x[R, K] @ w[K, F]`.
 
@@ -204,7 +208,7 @@ def choose(
   chip = find_chip(device_kind or "")
   candidates: tuple[Candidate, ...] = ()
   if size == 1 or chip is None or chip.permute_bandwidth is None:
-    kind = {1: "unoverlapped", 2: "one_way"}.get(size, "two_way")
+    kind = "unoverlapped" if size == 1 else "two_way"
     schedule, reason = (kind, kind), "an axis of one device sends nothing"
     if size > 1:
       reason = f"no link model for {device_kind!r}: {kind} rings give the same "
@@ -253,8 +257,12 @@ def _cheapest(
   if (op == "all_gather_matmul") != backward:
     del seconds["async"]  # the same: the product waits for the gather
   best = min(seconds, key=seconds.get)
+  worth = (1 - _MARGIN) * plain
+  spare = min((1 + _SPARE) * seconds[best], worth)
+  if best == "one_way" and seconds["two_way"] < spare:
+    best = "two_way"
   pass_name = "backward" if backward else "forward"
-  if seconds[best] > (1 - _MARGIN) * plain:
+  if seconds[best] > worth:
     return "unoverlapped", (
       f"unoverlapped {pass_name}: {_ms(plain)}, where {best} would take "
       f"{_ms(seconds[best])}"

@@ -97,6 +97,8 @@ def steps(module: Module, computation: Computation) -> tuple[Step, ...]:
     if line.opcode in _NOTHING:
       continue
     does, inner = _role(module, line)
+    if does == "ends" and _is_synchronous(origin(module, line)[0]):
+      continue
     if inner is not None and does in ("starts", "blocks"):
       transfer = _transfer(module, line, inner)
       if transfer.pairs is None and transfer.groups.shape[1] == 1:
@@ -124,8 +126,7 @@ def _role(module: Module, line: Instruction) -> tuple[str, Instruction | None]:
     inner = next(inside, line if base in COLLECTIVES else None)
     if inner is None:
       return ("moves" if base in MOVES else "starts"), None
-    synchronous = '"is_sync":true' in line.attributes
-    return ("blocks" if synchronous else "starts"), inner
+    return ("blocks" if _is_synchronous(line) else "starts"), inner
   if line.opcode != "fusion":
     return "computes", None
   inside = list(module.inside(line))
@@ -139,6 +140,11 @@ def _role(module: Module, line: Instruction) -> tuple[str, Instruction | None]:
     return "ends", None
   carries = "async_collective_fusion_config" in inner.attributes
   return ("computes", None) if carries else ("blocks", inner)
+
+
+def _is_synchronous(line: Instruction) -> bool:
+  """Whether a `-start` blocks all the same, as a GPU's text may say."""
+  return '"is_sync":true' in line.attributes
 
 
 def kind_of(module: Module, line: Instruction) -> str:

@@ -7,14 +7,7 @@ from collective_mm import gate
 from collective_mm.mesh import AxisName, axis_size, device_kind
 from collective_mm.ring_matmul import Route
 
-SCHEDULES = (
-  "auto",
-  "auto_async",
-  "unoverlapped",
-  "async",
-  "one_way",
-  "two_way",
-)
+SCHEDULES = ("auto", "unoverlapped", "async", "one_way", "two_way")
 
 
 def pad(x: jax.Array, dim: int, size: int) -> jax.Array:
@@ -87,7 +80,7 @@ def routes(
   by_rows = dim != like.ndim - 1
 
   def chosen(i: int) -> str:
-    if not pair[i].startswith("auto"):
+    if pair[i] != "auto":
       return pair[i]
     decision = gate.choose(
       op,
@@ -100,7 +93,6 @@ def routes(
       wire_dtype=wire_dtype,
       chunks=chunks,
       device_kind=device_kind(),
-      async_options=pair[i] == "auto_async",
     )
     return decision.schedule[i]
 

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 
-from collective_mm import hlo_flow
+from collective_mm import hlo_flow, placement
 from collective_mm.chips import ChipLink
 from collective_mm.hlo import Computation, Instruction, Module
 from collective_mm.hlo_flow import PRODUCTS, Transfer
@@ -52,7 +52,7 @@ class Places:
       coords = np.array([d.coords[: chip.torus_dims] for d in devices])
       self._coords = coords - coords.min(axis=0)
       self._sizes = self._coords.max(axis=0) + 1
-      self._wraps = self._sizes % chip.wraps_every == 0
+      self._wraps = placement.wraps(chip.kind, self._sizes)
 
   def axes(self, transfer: Transfer) -> tuple[str, ...] | None:
     """The mesh axes along which `transfer` joins devices."""

@@ -152,11 +152,11 @@ class PassTimes:
     """Seconds of `nbytes` at the bandwidth of a device's part of the HBM."""
     return nbytes / (self.chip.hbm_bandwidth / self.chip.devices)
 
-  def lanes(self, schedule: str) -> tuple[int, int]:
+  def lanes(self, schedule: str, least: int = 1) -> tuple[int, int]:
     """Directions of a ring, and lanes in all, as `ring.split_lanes` deals."""
     directions = 1 if schedule == "one_way" or self.size == 2 else 2
     rows = self.rows // self.size if self.by_rows else self.rows
-    lanes = max(min(directions * self.chunks, rows), 1)
+    lanes = max(min(max(directions * self.chunks, least), rows), 1)
     return min(directions, lanes), lanes
 
   def send(self, nbytes: float, directions: int, lanes: int) -> float:
@@ -213,7 +213,8 @@ class PassTimes:
 
     `beside` it as many numbers may be gathered, by another "ring" or "async".
     """
-    directions, lanes = self.lanes(schedule)
+    least = 1 if schedule == "one_way" else 2
+    directions, lanes = self.lanes(schedule, least)
     piece, t = self.rows / lanes, self.size
     gather_bytes = self.rows * outer * self.itemsize
     if self.by_rows:
@@ -240,7 +241,7 @@ class PassTimes:
     total = (t - 1) * alone + products + kept
     if beside != "ring" and self._ordered:
       # The last sum has only other lanes' last products beside it.
-      total += max(send - (alone - products), 0.0)
+      total += max(send * directions / lanes - (alone - products), 0.0)
     elif beside == "ring" and lanes > 1:
       total += self.copy(gather_bytes / t)
     if beside == "async":

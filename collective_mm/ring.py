@@ -25,25 +25,26 @@ class Lane:
 
 
 def split_lanes(
-  rows: int, *, size: int, two_way: bool, chunks: int
+  rows: int, *, size: int, two_way: bool, chunks: int, least: int = 1
 ) -> tuple[Lane, ...]:
   """Deals `rows` to lanes: `chunks` for each direction that the ring uses.
 
-  Both neighbours of a ring of two are the same device, so that it stays
-  one-way. Every lane has at least one row.
+  Both neighbours of a ring of two are the same device, so that it has one
+  direction. Every lane has at least one row.
 
   Args:
     rows: rows of one chunk.
     size: devices on the ring, `t`.
     two_way: use both directions.
     chunks: lanes for each direction.
+    least: lanes in all, at least, where there are rows for them.
 
   Example:
     >>> split_lanes(5, size=4, two_way=True, chunks=1)
     (Lane(direction=1, start=0, stop=3), Lane(direction=-1, start=3, stop=5))
   """
   directions = (1, -1) if two_way and size > 2 else (1,)
-  count = min(len(directions) * chunks, rows)
+  count = min(max(len(directions) * chunks, least), rows)
   # Ceiling bounds give every lane but the last ones the same, largest share.
   bounds = [-(-rows * i // count) for i in range(count + 1)]
   return tuple(

@@ -63,13 +63,16 @@ class Route:
     """Devices on the ring, `t`."""
     return lax.axis_size(self.axis_name)
 
-  def lanes(self, chunk: tuple[int, ...]) -> tuple[ring.Lane, ...]:
+  def lanes(
+    self, chunk: tuple[int, ...], least: int = 1
+  ) -> tuple[ring.Lane, ...]:
     """The lanes that share a chunk of the given shape."""
     return ring.split_lanes(
       chunk[self.split_dim],
       size=self.size,
       two_way=self.schedule != "one_way",
       chunks=self.chunks,
+      least=least,
     )
 
   def start(self, ndim: int, lane: ring.Lane) -> list[int | jax.Array]:
@@ -235,7 +238,9 @@ def matmul_scatter(
       total = product if total is None else total + product
     return total
 
-  lanes = route.lanes(chunk)
+  # A sum waits for the one that arrives: what hides it is another lane, which
+  # a two-way ring of two devices has not of itself.
+  lanes = route.lanes(chunk, least=1 if route.schedule == "one_way" else 2)
   sums = ring.scattered(
     add_share, lanes, route.axis_name, wire_dtype=wire_dtype
   )

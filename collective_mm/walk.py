@@ -39,14 +39,15 @@ class Span:
 
   Attributes:
     what: "compute", "wait", "transfer" (from start to arrival), "move" (the
-      same of a copy inside the device) or "repeat" (trips that are not walked
-      because they are like the last one).
+      same of a copy inside the device), "loop" (a whole one) or "repeat" (trips
+      of it that are not walked because they are like the last one).
     kind: "products", "kernels" or "rest" of compute; a collective's opcode or
       "copy" of the others.
     line: the line that computes, waits or started the transfer.
     begin: when it began.
     end: when it ended.
     runs: how often this happens in the program.
+    trips: how often the loop turns meanwhile, for "loop" and "repeat".
     transfer: what travels, for a transfer.
     ended_by: the line that ends the transfer, None for a blocking one.
     hidden: seconds of compute beside a transfer.
@@ -59,6 +60,7 @@ class Span:
   begin: float
   end: float
   runs: int = 1
+  trips: int = 0
   transfer: Transfer | None = None
   ended_by: Instruction | None = None
   hidden: float = 0.0
@@ -270,6 +272,16 @@ class Walk:
         self._repeat(line, trips - trip, mark, entered, inside)
         break
       before = after
+    self.spans.append(
+      Span(
+        what="loop",
+        kind=REST,
+        line=line,
+        begin=entered,
+        end=self.seconds,
+        trips=trips,
+      )
+    )
     for index, job in inside.items():
       jobs[line.name, index] = job
 
@@ -328,6 +340,7 @@ class Walk:
         begin=self.seconds,
         end=self.seconds + shift,
         runs=times,
+        trips=times,
       )
     )
     # What was computed when, up to now, as the last of the trips leaves it.

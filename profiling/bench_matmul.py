@@ -16,7 +16,7 @@ product:
 The second needs no TPU: it compiles for eight devices of each chip and replays
 the compiler's schedule, a quarter of an hour for all four on one core. The
 compiler's own collective matmul stands in three columns, for its three modes.
-All but "roof", "unoverlapped" and "auto" are compiled with the options of
+All but "roof" and "unoverlapped" are compiled with the options of
 `collective_mm.gate.compiler_options`.
 """
 
@@ -163,9 +163,9 @@ def _simulate() -> None:
     f"`python -m profiling.bench_matmul {shlex.join(sys.argv[1:])}`\n"
   )
   ratios = {
-    f"{title} / auto_async": (chosen, [])
+    f"{title} / auto": (chosen, [])
     for title, among in simulate_matmul.BASELINES.items()
-    if "auto_async" in names and (chosen := [n for n in names if n in among])
+    if "auto" in names and (chosen := [n for n in names if n in among])
   }
   _print_header("chip", "op", "tokens x width x features", *names, *ratios)
   for chip in chips:
@@ -177,7 +177,7 @@ def _simulate() -> None:
         cells = [f"{run.step_time_ms:.2f}" for run in runs.values()]
         for among, found in ratios.values():
           best = min(runs[name].step_time_ms for name in among)
-          found.append(best / runs["auto_async"].step_time_ms)
+          found.append(best / runs["auto"].step_time_ms)
           cells.append(f"{found[-1]:.3f}")
         _print_row(chip, op, _text(shape), *cells)
         for name, run in runs.items():

@@ -26,7 +26,6 @@ SCHEDULES = {
   "two_way": "two_way",
   "two_way_async": ("two_way", "async"),
   "auto": "auto",
-  "auto_async": "auto_async",
 }
 METHODS = ("roof", "unoverlapped", "compiler", *SCHEDULES)
 

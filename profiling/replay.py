@@ -7,8 +7,8 @@ and the rest are added, so that transfers under way across its back edge count.
 
 import argparse
 import collections
-import dataclasses
 import json
+import logging
 import sys
 
 import numpy as np
@@ -17,103 +17,9 @@ from collective_mm import hlo
 from collective_mm.chips import ChipLink, timed_chip
 from collective_mm.walk import Span, Walk
 from profiling import peaks, slice_costs
+from profiling.replayed import Event, Line
+from profiling.replayed import Replay as Replay
 from profiling.torus import Torus, torus_of
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Event:
-  """A span of the timeline, in seconds from the start of the step.
-
-  Attributes:
-    name: the line of the schedule.
-    start_s: when it begins.
-    end_s: when it ends.
-    row: "compute", "wait", "repeat" (trips of a loop that are like the last
-      one), or the kind of transfer, "copy" for one inside the device.
-    op_name: the jax name stack of the line.
-    links: the directions in the torus that a transfer takes anywhere, "x+".
-  """
-
-  name: str
-  start_s: float
-  end_s: float
-  row: str
-  op_name: str
-  links: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-  """What one line of the schedule costs in a step.
-
-  Attributes:
-    name: the line.
-    computation: the loop body, branch or entry that holds it.
-    kind: "products", "kernels" or "rest" of compute, or what it waits for.
-    runs: how often it runs.
-    total_s: seconds of all runs together.
-    op_name: its jax name stack.
-    source: "file:line" that made it.
-  """
-
-  name: str
-  computation: str
-  kind: str
-  runs: int
-  total_s: float
-  op_name: str
-  source: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Replay:
-  """A simulated step.
-
-  Attributes:
-    step_time_s: seconds of the step, compute and waits together.
-    compute_s: seconds of compute: "products" (dots and convolutions), "kernels"
-      (Pallas) and "rest".
-    exposed_s: seconds that the device waits, by kind of collective; "copy" for
-      waits on its own memories.
-    guessed_s: seconds of `compute_s` guessed from bytes, for want of cycles.
-    events: the timeline.
-    lines: every line that takes time, the costliest first.
-  """
-
-  step_time_s: float
-  compute_s: dict[str, float]
-  exposed_s: dict[str, float]
-  guessed_s: float
-  events: tuple[Event, ...]
-  lines: tuple[Line, ...]
-
-  @property
-  def exposed_communication_s(self) -> float:
-    """Seconds that the device waits for other devices."""
-    return sum(s for kind, s in self.exposed_s.items() if kind != "copy")
-
-  @property
-  def exposed_fraction(self) -> float:
-    """The share of the step that is exposed communication."""
-    return self.exposed_communication_s / (self.step_time_s or 1.0)
-
-  def costliest(self, n: int = 10) -> dict[str, list[Line]]:
-    """The `n` costliest lines of each loop body, branch and the entry."""
-    found = collections.defaultdict(list)
-    for line in self.lines:
-      if len(found[line.computation]) < n:
-        found[line.computation].append(line)
-    return dict(found)
-
-  def __str__(self) -> str:
-    rows = [("simulated step", self.step_time_s)]
-    rows += [(f"compute: {kind}", s) for kind, s in self.compute_s.items()]
-    rows += [(f"waits: {kind}", s) for kind, s in self.exposed_s.items()]
-    text = "\n".join(f"{name:32s}{s * 1e3:12.3f} ms" for name, s in rows)
-    return (
-      f"{text}\nexposed communication: {100 * self.exposed_fraction:.2f} % of "
-      f"the step; guessed from bytes: {self.guessed_s * 1e3:.3f} ms"
-    )
 
 
 def replay(
@@ -148,7 +54,7 @@ def replay(
       f"cost_estimate), got {len(unknown)} without: {', '.join(unknown[:10])}"
     )
   walk = Walk(module, costs)
-  return _result(module, walk, costs)
+  return _result(module, walk, costs, link.name, devices)
 
 
 def _slice(
@@ -176,7 +82,11 @@ def _slice(
 
 
 def _result(
-  module: hlo.Module, walk: Walk, costs: slice_costs.SliceCosts
+  module: hlo.Module,
+  walk: Walk,
+  costs: slice_costs.SliceCosts,
+  chip: str,
+  devices: list[list[int]],
 ) -> Replay:
   compute, exposed = collections.Counter(), collections.Counter()
   seconds, runs = collections.Counter(), collections.Counter()
@@ -209,19 +119,28 @@ def _result(
     compute_s=dict(sorted(compute.items())),
     exposed_s=dict(sorted(exposed.items())),
     guessed_s=guessed,
-    events=tuple(_event(span, costs) for span in walk.spans),
+    events=tuple(_event(module, span, costs) for span in walk.spans),
     lines=tuple(sorted(found, key=lambda line: (-line.total_s, line.name))),
+    chip=chip,
+    torus=costs.torus,
+    devices=tuple(tuple(device) for device in devices),
   )
 
 
-def _event(span: Span, costs: slice_costs.SliceCosts) -> Event:
+def _event(
+  module: hlo.Module, span: Span, costs: slice_costs.SliceCosts
+) -> Event:
   moves = span.what in ("transfer", "move")
   return Event(
     name=span.line.name,
     start_s=span.begin,
     end_s=span.end,
     row=span.kind if moves else span.what,
+    kind=span.kind,
     op_name=span.line.op_name,
+    source=module.source(span.line),
+    runs=span.runs,
+    trips=span.trips,
     links=costs.directions(span.transfer) if span.transfer else (),
   )
 
@@ -239,10 +158,17 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--lines", type=int, default=10, help="costliest lines of each loop body"
   )
+  parser.add_argument("--trace", help="write a trace for ui.perfetto.dev here")
+  parser.add_argument("--png", help="draw the timeline here")
+  parser.add_argument("--html", help="write a report for a browser here")
+  parser.add_argument(
+    "--summary", help="report.json of profiling.aot, for more in the report"
+  )
   args = parser.parse_args(argv)
   try:
     with open(args.text) as text, open(args.devices) as devices:
       result = replay(text.read(), devices=json.load(devices), chip=args.chip)
+    _export(result, args)
   except (OSError, ValueError) as e:
     print(f"{parser.prog}: {e}", file=sys.stderr)
     return 2
@@ -255,6 +181,28 @@ def main(argv: list[str] | None = None) -> int:
         f"{line.name:40s} {line.op_name} {line.source}"
       )
   return 0
+
+
+def _export(result: Replay, args: argparse.Namespace) -> None:
+  # Only these need matplotlib and plotly.
+  if args.trace:
+    from profiling.timeline import write_trace
+
+    write_trace(result, args.trace)
+  if args.png:
+    from profiling.timeline import write_png
+
+    # A font cache that another environment left names fonts that are gone.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    write_png(result, args.png)
+  if args.html:
+    from profiling.report_html import write_html
+
+    summary = {}
+    if args.summary:
+      with open(args.summary) as file:
+        summary = json.load(file)
+    write_html(result, summary, args.html)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ _MODES = {
 }
 METHODS = ("roof", "unoverlapped", *_MODES, *matmul_methods.SCHEDULES)
 BASELINES = {"unoverlapped": ("unoverlapped",), "best compiler": tuple(_MODES)}
-"""What "auto_async" is to beat: the best method of each."""
-_BARE = ("roof", "unoverlapped", "auto")
+"""What "auto" is to beat: the best method of each."""
+_BARE = ("roof", "unoverlapped")
 """Methods that are compiled without the options of `gate.compiler_options`."""
 
 

@@ -18,12 +18,14 @@ class Timing:
     min_s: fastest round.
     max_s: slowest round.
     rounds: how many calls were timed.
+    times_s: each call's.
   """
 
   median_s: float
   min_s: float
   max_s: float
   rounds: int
+  times_s: tuple[float, ...]
 
 
 def time_interleaved(
@@ -64,6 +66,7 @@ def time_interleaved(
       min_s=min(times),
       max_s=max(times),
       rounds=rounds,
+      times_s=tuple(times),
     )
     for name, times in seconds.items()
   }

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from collective_mm import placement
 from collective_mm.chips import ChipLink
 
 
@@ -63,7 +64,4 @@ class Torus:
 
 def torus_of(chip: ChipLink, shape: tuple[int, ...]) -> Torus:
   """A torus of `shape`, wrapped as a slice of `chip` is."""
-  return Torus(
-    shape=shape,
-    wraps=tuple(size % chip.wraps_every == 0 for size in shape),
-  )
+  return Torus(shape=shape, wraps=placement.wraps(chip.kind, shape))

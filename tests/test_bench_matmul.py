@@ -39,16 +39,16 @@ def test_the_measured_table(tmp_path):
   names = cells(header)[2:]
   assert names == [
     *("roof", "unoverlapped", "compiler"),
-    *("one_way", "two_way", "two_way_async", "auto", "auto_async"),
+    *("one_way", "two_way", "two_way_async", "auto"),
   ]
-  assert rule == f"|{'---|' * 10}"
+  assert rule == f"|{'---|' * 9}"
   assert [cells(row)[:2] for row in rows] == [
     ["all_gather_matmul", "24 x 20 x 48"],
     ["matmul_reduce_scatter", "24 x 20 x 48"],
   ]
   for row in rows:
     times = [tuple(map(float, cell)) for cell in CELL.findall(row)]
-    assert len(times) == 8
+    assert len(times) == 7
     assert times[0][3] == 1.0
     assert all(0 < low <= median <= high for median, low, high, _ in times)
   assert note.startswith("CPU figures say nothing about overlap")
@@ -84,7 +84,7 @@ def test_the_simulated_table(tmp_path):
   env = {k: v for k, v in os.environ.items() if not k.startswith(names)}
   done = bench(
     *("--simulate=v6e,v5p", "--shape=1024,512,2048"),
-    "--methods=roof,unoverlapped,compiler_none,compiler_default,auto_async",
+    "--methods=roof,unoverlapped,compiler_none,compiler_default,auto",
     *("--json", tmp_path / "times.json"),
     env=env,
   )
@@ -100,8 +100,7 @@ def test_the_simulated_table(tmp_path):
   )
   assert cells(header)[3:] == [
     *("roof", "unoverlapped", "compiler_none", "compiler_default"),
-    "auto_async",
-    *("unoverlapped / auto_async", "best compiler / auto_async"),
+    *("auto", "unoverlapped / auto", "best compiler / auto"),
   ]
   assert [cells(row)[:3] for row in rows] == [
     [chip, op, "1,024 x 512 x 2,048"]
@@ -131,7 +130,7 @@ def test_the_simulated_table(tmp_path):
   ):
     mean = math.prod(ratio) ** (1 / 4)
     assert line == (
-      f"{title} / auto_async: {mean:.3f} in geometric mean, {min(ratio):.3f} "
+      f"{title} / auto: {mean:.3f} in geometric mean, {min(ratio):.3f} "
       f"at least, of 4."
     )
 
@@ -157,7 +156,7 @@ def test_the_simulated_table(tmp_path):
     (
       ["--methods=compiler_none"],
       "--methods must be some of roof,unoverlapped,compiler,one_way,two_way,"
-      "two_way_async,auto,auto_async, got compiler_none",
+      "two_way_async,auto, got compiler_none",
     ),
     (["--simulate=v3"], "--simulate must be some of v4,v5e,v5p,v6e, got v3"),
     (

@@ -152,6 +152,8 @@ def test_compiled_op_sends_exactly_its_permutes(op, dim, schedule, size, sends):
     options=(("schedule", schedule),),
   )  # fmt: skip
   text = _forward_text(case)
+  if (op, schedule, size) == ("matmul_reduce_scatter", "two_way", 2):
+    sends = 2  # one direction, but a lane of sums to hide the other
   assert len(re.findall(r"\bcollective-permute(?:-start)?\(", text)) == sends
   gathers = len(re.findall(r"\ball-gather(?:-start)?\(", text))
   native = schedule == "unoverlapped"

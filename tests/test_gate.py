@@ -70,7 +70,8 @@ def test_never_slower_than_unoverlapped_in_its_own_model(op, chip, **options):
     if schedule == "unoverlapped":
       assert min(pair[i] for pair in times.values()) > 0.98 * plain
     else:
-      assert chosen[i] == min(pair[i] for pair in times.values())
+      best = min(pair[i] for pair in times.values())
+      assert chosen[i] <= (1.04 if schedule == "two_way" else 1) * best
   assert decision.chunks == options["chunks"]
   assert decision.chip == chip
 
@@ -141,9 +142,9 @@ def test_wider_sums_take_longer():
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 80GB HBM3", "TPU v2"])
 def test_no_time_is_claimed_without_a_link_model(kind):
-  for size, schedule in ((2, "one_way"), (3, "two_way"), (8, "two_way")):
+  for size in (2, 3, 8):
     decision = choose(size=size, device_kind=kind)
-    assert decision.schedule == (schedule, schedule)
+    assert decision.schedule == ("two_way", "two_way")
     assert decision.candidates == ()
     assert decision.reason.startswith(f"no link model for {kind!r}: ")
 
@@ -155,8 +156,11 @@ def test_one_device_has_no_ring(kind):
   assert decision.reason == "an axis of one device sends nothing"
 
 
-def test_a_ring_of_two_is_one_way():
-  assert choose(size=2, rows=16384).schedule[0] == "one_way"
+def test_a_ring_of_two_has_one_direction_and_two_lanes_of_sums():
+  gather = seconds(choose(size=2, rows=16384))[0]
+  assert gather["two_way"][0] == gather["one_way"][0]
+  scatter = seconds(choose(SCATTER, size=2, rows=16384))[0]
+  assert scatter["two_way"][0] < scatter["one_way"][0]
 
 
 def test_a_decision_is_made_once_and_fast():

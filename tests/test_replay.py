@@ -6,35 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo_text import (
-  ARRAY,
-  BACK,
-  LOOP_ENTRY,
-  done,
-  loop,
-  module,
-  product,
-  start,
-)
+from hlo_text import ARRAY, LOOP_ENTRY, done, loop, module, product, start
+from replays import RING, SQUARE
 
 from collective_mm import all_gather_matmul
 from profiling import peaks, replay, topology
 
 V4 = peaks.CHIPS["TPU v4"]
-SQUARE = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
 SEND_S = V4.permute_latency_s + (1 << 20) / V4.permute_bandwidth
-BODY = "\n".join(
-  [
-    start("s", "a"),
-    start("t", "a", pairs=BACK),
-    product("p", "a", "a", cycles=10_500)
-    + ', metadata={op_name="jit(f)/ring/dot_general"}',
-    done("d", "s"),
-    done("e", "t"),
-    product("y", "p", "d", cycles=105_000),
-  ]
-)
-RING = module(LOOP_ENTRY, loop(BODY, trips=48))
 
 
 def run(text=RING, devices=SQUARE, chip="v4", **kwargs):
@@ -54,7 +33,8 @@ def test_a_ring_that_hides_in_part():
 
 def test_the_place_on_the_torus_counts():
   line = [[x, 0, 0, 0] for x in range(4)]
-  closed = run(devices=line)  # four long, so it wraps: no two meet
+  # Of a whole cube, which wraps: no two meet.
+  closed = run(devices=line, torus_shape=(4, 4, 4))
   assert closed.step_time_s == pytest.approx(run().step_time_s)
   # A part of a longer dim: the closing hops come back over the others' links.
   part = run(devices=line, torus_shape=(8, 4, 4))
@@ -81,7 +61,10 @@ def test_the_timeline_is_the_whole_step():
   for a, b in itertools.pairwise(core):
     assert b.start_s == pytest.approx(a.end_s)
   (repeat,) = (e for e in core if e.row == "repeat")
-  assert repeat.name == "while"
+  assert (repeat.name, repeat.trips) == ("while", 46)
+  (whole,) = (e for e in result.events if e.row == "loop")
+  assert (whole.trips, whole.start_s) == (48, 0)
+  assert whole.end_s == pytest.approx(result.step_time_s)
   sent = [e for e in result.events if e.row == "collective-permute"]
   assert {e.name for e in sent} == {"s", "t"}
   assert {e.links for e in sent} == {("x+", "x-", "y+", "y-")}
@@ -146,6 +129,27 @@ def test_the_command(tmp_path, capsys):
   err = capsys.readouterr().err
   assert err.startswith("python -m profiling.replay: text must be the HLO")
   assert err.count("\n") == 1
+
+
+def test_the_command_exports(tmp_path, capsys):
+  text, devices = tmp_path / "f.hlo.txt", tmp_path / "devices.json"
+  text.write_text(RING)
+  devices.write_text(json.dumps(SQUARE))
+  summary = tmp_path / "report.json"
+  summary.write_text(json.dumps({"model": "a ring", "mesh": {"model": 4}}))
+  args = ["--text", str(text), "--devices", str(devices), "--chip", "v4"]
+  args += ["--summary", str(summary)]
+  paths = {name: tmp_path / name for name in ("trace", "png", "html")}
+  exports = [f"--{name}={path}" for name, path in paths.items()]
+  assert replay.main([*args, *exports]) == 0
+  assert json.loads(paths["trace"].read_text())["traceEvents"]
+  assert paths["png"].read_bytes().startswith(b"\x89PNG")
+  assert "<title>a ring on v4:2x2x1" in paths["html"].read_text()
+  capsys.readouterr()
+  assert replay.main([*args, f"--png={tmp_path}/no/such.png"]) == 2
+  out, err = capsys.readouterr()
+  assert (out, err.count("\n")) == ("", 1)
+  assert "such.png" in err
 
 
 def test_a_module_of_1024_chips_is_replayed_fast():

@@ -35,7 +35,7 @@ def test_the_devices_of_a_slice(name, kind, count, cores):
 
 
 def test_the_torus_of_a_slice():
-  assert topology.torus("v4:8x8x2") == Torus((8, 8, 2), (True, True, False))
+  assert topology.torus("v4:8x8x4") == Torus((8, 8, 4), (True,) * 3)
   assert topology.torus("v5e:4x16") == Torus((4, 16), (False, True))
 
 

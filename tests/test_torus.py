@@ -90,8 +90,9 @@ def test_no_routes_load_nothing():
 @pytest.mark.parametrize(
   "chip, shape, wraps",
   [
-    ("v4", (2, 4, 8), (False, True, True)),
-    ("v5p", (4, 4, 6), (True, True, False)),
+    ("v4", (2, 4, 8), (False, False, False)),
+    ("v4", (4, 4, 8), (True, True, True)),
+    ("v5p", (4, 4, 6), (False, False, False)),
     ("v5e", (16, 8), (True, False)),
     ("v6e", (2, 4), (False, False)),
     ("v3", (32, 16), (True, False)),
