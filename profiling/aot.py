@@ -4,7 +4,9 @@ r"""Compiles a training step for TPUs that are not here, and simulates it.
       --batch=65536 --dump_dir=DIR
 
 The step is the one that `examples.train` runs, in bfloat16, with remat and the
-optimiser of ViT-22B. Written into DIR, the same bytes every time:
+optimiser of ViT-22B; `--op=all_gather_matmul --shape=65536,6144,43008` takes
+one op instead, forward and both gradients. Written into DIR, the same bytes
+every time:
 
     module.hlo.txt  the compiler's schedule
     devices.json    [x, y, z, core] of each device in partition order
@@ -36,10 +38,12 @@ def parser() -> argparse.ArgumentParser:
   """The flags."""
   flags = command.Parser(PROG, __doc__)
   add = flags.add_argument
-  add("--model", required=True, help="such as vit_22b")
-  add("--topology", required=True, help="a slice, such as v4:8x8x16 or v5e:2x4")
+  add("--model", help="such as vit_22b")
+  add("--op", help="instead of a model: one op, such as all_gather_matmul")
+  add("--shape", help="of the op: tokens,width,features, over all devices")
+  add("--topology", required=True, help="a slice, such as v4:8x8x16")
   add("--mesh", required=True, help="devices on data,model")
-  add("--batch", required=True, type=int, help="images a step, all devices")
+  add("--batch", type=int, help="images a step, over all devices")
   add("--dump_dir", required=True, type=Path, help="folder to write into")
   add("--layout", default="tokens", help="tokens or features")
   add("--schedule", default="auto", help="of the rings; or forward,backward")
@@ -68,49 +72,36 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, argv: list[str]) -> None:
   # These import jax, which reads the platform then.
   from collective_mm.chips import timed_chip
-  from models.vit_config import get_config
   from profiling import aot_compile, aot_programs, aot_report
 
   versions = command.versions()
   chip = timed_chip(args.topology.partition(":")[0]).name
-  changes = {} if args.depth is None else {"depth": args.depth}
-  cfg = get_config(args.model, **changes)
-  mesh = aot_programs.mesh_on(args.topology, *_mesh(args.mesh))
+  mesh = aot_programs.mesh_on(args.topology, *_numbers(args, "mesh", 2))
+  what, program = _program(args, mesh)
+  if args.baseline:
+    variants = _modes(args.mode, args.chip_options, chip)
+  else:
+    variants = {"": _options(args.chip_options, chip)}
   request = {
     "command": f"{PROG} {shlex.join(_without_folder(argv))}",
     "versions": versions,
-    "model": args.model,
-    "depth": cfg.depth,
     "topology": args.topology,
     "mesh": dict(mesh.shape),
-    "batch": args.batch,
+    **what,
   }
-  if args.baseline:
-    request |= {"partitioned_by": "compiler"}
-    program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
-    variants = _modes(args.mode, args.chip_options, chip)
-  else:
-    request |= {"layout": args.layout, "schedule": args.schedule}
-    program = aot_programs.vit_step(
-      cfg,
-      mesh,
-      batch=args.batch,
-      layout=args.layout,
-      schedule=_schedule(args.schedule),
-    )
-    variants = {"": _options(args.chip_options, chip)}
 
   args.dump_dir.mkdir(parents=True, exist_ok=True)
   try:
-    best, all_of_them = aot_compile.best(program.lowered, mesh, variants)
+    best, found = aot_compile.best(program.lowered, mesh, variants)
   except aot_compile.DoesNotFit as error:
     _write(args.dump_dir, request | aot_report.misfit(error))
-    raise ValueError(f"{args.model} on {args.topology} {error}") from error
-  compiled = all_of_them[best]
+    name = args.model or args.op
+    raise ValueError(f"{name} on {args.topology} {error}") from error
+  compiled = found[best]
   report = request | {"compiler_options": variants[best]}
   report |= aot_report.describe(program, compiled)
   if args.baseline:
-    report |= {"mode": best, "modes": aot_report.modes(program, all_of_them)}
+    report |= {"mode": best, "modes": aot_report.modes(program, found)}
   (args.dump_dir / "module.hlo.txt").write_text(compiled.text)
   places = json.dumps(compiled.devices)
   (args.dump_dir / "devices.json").write_text(f"{places}\n")
@@ -118,23 +109,62 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
   print(aot_report.summary(report))
 
 
+def _program(args: argparse.Namespace, mesh):
+  """The program that was asked for, and what the report says of it."""
+  from models.vit_config import get_config
+  from profiling import aot_programs
+
+  schedule = _schedule(args.schedule)
+  how = {"schedule": args.schedule}
+  if args.baseline:
+    how = {"partitioned_by": "compiler"}
+  _needs(args, "op" if args.op else "model", "model" if args.op else "op")
+  if args.op:
+    _needs(args, "shape", "batch", "depth")
+    shape = _numbers(args, "shape", 3)
+    method = "compiler" if args.baseline else schedule
+    program = aot_programs.op_step(args.op, shape, mesh, method=method)
+    return {"op": args.op, "shape": shape, **how}, program
+  _needs(args, "batch", "shape")
+  changes = {} if args.depth is None else {"depth": args.depth}
+  cfg = get_config(args.model, **changes)
+  what = {"model": args.model, "depth": cfg.depth, "batch": args.batch, **how}
+  if args.baseline:
+    program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
+    return what, program
+  program = aot_programs.vit_step(
+    cfg, mesh, batch=args.batch, layout=args.layout, schedule=schedule
+  )
+  return what | {"layout": args.layout}, program
+
+
+def _needs(args: argparse.Namespace, flag: str, *others: str) -> None:
+  """Refuses a command without `flag`, or with flags that are not for it."""
+  if getattr(args, flag) is None:
+    raise ValueError(f"--{flag} must be given")
+  for other in others:
+    if getattr(args, other) is not None:
+      raise ValueError(f"--{other} must not be given beside --{flag}")
+
+
 def _write(folder: Path, report: dict) -> None:
   text = json.dumps(report, indent=2)
   (folder / "report.json").write_text(f"{text}\n")
 
 
-def _mesh(text: str) -> tuple[int, int]:
-  try:
-    data, model = map(int, text.split(","))
-  except ValueError:
+def _numbers(args: argparse.Namespace, flag: str, count: int):
+  text = getattr(args, flag)
+  numbers = text.split(",")
+  if len(numbers) != count or not all(n.isdecimal() for n in numbers):
+    what = {2: "data,model", 3: "tokens,width,features"}[count]
     raise ValueError(
-      f"--mesh must be two whole numbers, data,model, got {text!r}"
-    ) from None
-  return data, model
+      f"--{flag} must be {count} whole numbers, {what}, got {text!r}"
+    )
+  return tuple(map(int, numbers))
 
 
 def _schedule(text: str) -> str | tuple[str, str]:
-  from collective_mm.collective import SCHEDULES
+  from collective_mm.op_arguments import SCHEDULES
 
   parts = tuple(text.split(","))
   if len(parts) > 2 or any(part not in SCHEDULES for part in parts):

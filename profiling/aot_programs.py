@@ -10,7 +10,7 @@ from models import compiler_step, train_step
 from models.optimizer import VIT_22B, make_optimizer
 from models.sharding import check_mesh
 from models.vit_config import ViTConfig
-from profiling import flops, topology
+from profiling import flops, matmul_methods, topology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,57 @@ def compiler_vit_step(
     cfg, optimizer, mesh, compute_dtype=jnp.bfloat16, remat=True
   )
   return _vit_program(step, cfg, optimizer, mesh, batch)
+
+
+def op_step(
+  op: str,
+  shape: tuple[int, int, int],
+  mesh: jax.sharding.Mesh,
+  *,
+  method: str | tuple[str, str] = "auto",
+) -> Program:
+  """One op, forward and both gradients, in bfloat16.
+
+  Args:
+    op: of `matmul_methods.OPS`.
+    shape: tokens, width and features, over all devices.
+    mesh: what it runs on; its data axis has one device.
+    method: a schedule, or one of `matmul_methods.METHODS`.
+
+  Raises:
+    ValueError: if there is no such op, or the mesh does not divide the shape.
+  """
+  tokens, width, features = shape
+  size = mesh.shape["model"]
+  if op not in matmul_methods.OPS:
+    raise ValueError(
+      f"op must be one of {', '.join(matmul_methods.OPS)}, got {op!r}"
+    )
+  if mesh.shape["data"] != 1:
+    raise ValueError(
+      f"the mesh of one op must be 1,devices, got {mesh.shape['data']},{size}"
+    )
+  if min(shape) < 1 or tokens % size or features % size:
+    raise ValueError(
+      f"shape must be tokens,width,features, the first and last multiples of "
+      f"the model axis, {size}, got {shape}"
+    )
+  problem = matmul_methods.Problem(
+    op=op,
+    tokens=tokens,
+    width=width,
+    features=features,
+    dtype="bfloat16",
+    mesh=mesh,
+  )
+  products = 3 * 2 * tokens * width * features
+  return Program(
+    lowered=matmul_methods.program(problem, method).lower(),
+    mesh=mesh,
+    flops=products,
+    model_flops=products,
+    tokens=tokens,
+  )
 
 
 def _vit_program(step, cfg, optimizer, mesh, batch) -> Program:

@@ -79,6 +79,10 @@ def summary(report: dict) -> str:
   """A few lines of a report that `describe` is part of."""
   hbm, run = report["hbm_bytes"], report["simulated"]
   step = run["step_time_s"]
+  if "op" in report:
+    what = f"{report['op']} of {' x '.join(map(str, report['shape']))}"
+  else:
+    what = f"{report['model']}, {report['batch']:,} images a step,"
 
   def share(seconds):
     return f"{100 * seconds / step:.1f} %"
@@ -99,9 +103,8 @@ def summary(report: dict) -> str:
   ]
   return "\n".join(
     (
-      f"{report['model']} on {report['topology']}, mesh {report['mesh']}, "
-      f"{report['batch']:,} images a step; jax {report['versions']['jax']}, "
-      f"libtpu {report['versions']['libtpu']}",
+      f"{what} on {report['topology']}, mesh {report['mesh']}; jax "
+      f"{report['versions']['jax']}, libtpu {report['versions']['libtpu']}",
       f"memory: {gib(hbm['peak'])} of {gib(hbm['usable'])} GiB on each device "
       f"({held})",
       f"simulated step: {step:.4g} s: {', '.join(parts)}; waits for "
