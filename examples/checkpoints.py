@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 import tensorstore
 
@@ -79,14 +78,3 @@ def _read_once(folder: Path) -> None:
     raise ValueError(f"{folder} stores nothing")
   for key in keys:
     store.read(key).result()
-
-
-def abstract(shapes, shardings):
-  """Returns `shapes` as `jax.ShapeDtypeStruct`s that carry `shardings`."""
-  return jax.tree.map(
-    lambda shape, sharding: jax.ShapeDtypeStruct(
-      shape.shape, shape.dtype, sharding=sharding
-    ),
-    shapes,
-    shardings,
-  )

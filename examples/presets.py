@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from models.optimizer import OptimizerConfig
+from models.optimizer import VIT_22B, OptimizerConfig
 from models.vit_config import ViTConfig, get_config
 
 
@@ -23,6 +23,7 @@ class TrainConfig:
     layout: which dim of the activations the model axis shards.
     schedule: of the collective matmuls.
     compute_dtype: of matmul operands; parameters stay in float32.
+    remat: recompute each block in backward instead of saving its inside.
     seed: of the first parameters, the order of the data and its augmentation.
     log_every: steps between two log records.
     eval_every: steps between two evaluations; the last step has one too.
@@ -42,6 +43,7 @@ class TrainConfig:
   layout: Literal["tokens", "features"] = "tokens"
   schedule: str = "auto"
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: bool = False
   seed: int = 0
   log_every: int = 50
   eval_every: int = 1000
@@ -123,14 +125,14 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     TrainConfig(name="vit_b", model=get_config("vit_b"), **_VIT_G),
     TrainConfig(name="vit_l", model=get_config("vit_l"), **_VIT_G),
-    # The paper does not name the optimiser; Adafactor is ViT-g's.
     TrainConfig(
       name="vit_22b",
       data="jft_4b",
       model=get_config("vit_22b"),
-      optimizer=OptimizerConfig(kind="adafactor"),
+      optimizer=VIT_22B,
       batch=65_536,
       compute_dtype="bfloat16",
+      remat=True,
     ),
   )
 }

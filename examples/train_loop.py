@@ -11,7 +11,7 @@ import tqdm
 
 from collective_mm import make_mesh
 from examples import data, run_folder
-from examples.checkpoints import Checkpoints, abstract, restore
+from examples.checkpoints import Checkpoints, restore
 from examples.presets import TrainConfig
 from examples.run_log import RunLog
 from examples.usage import UsageError, blame
@@ -88,7 +88,9 @@ class _Steps:
     self._test = [self.place(batch) for batch in test]
     start = time.perf_counter()
     self.train = (
-      train_step.make_train_step(config.model, optimizer, mesh, **options)
+      train_step.make_train_step(
+        config.model, optimizer, mesh, remat=config.remat, **options
+      )
       .lower(state, self._test[0])
       .compile()
     )
@@ -219,12 +221,8 @@ def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
 
 def _restored(config, workdir, optimizer, mesh):
   """Returns the newest state of the run, placed on `mesh`."""
-  shapes = jax.eval_shape(
-    lambda key: train_step.init_state(key, config.model, optimizer, mesh),
-    jax.random.key(config.seed),
-  )
-  shardings = train_step.state_shardings(config.model, optimizer, mesh)
-  state = restore(workdir / "checkpoints", abstract(shapes, shardings))
+  like = train_step.abstract_state(config.model, optimizer, mesh)
+  state = restore(workdir / "checkpoints", like)
   if int(state.step) > config.steps:
     raise UsageError(
       f"--steps={config.steps}: the run in {workdir} is at step "

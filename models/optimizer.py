@@ -97,6 +97,11 @@ class OptimizerConfig:
     )
 
 
+VIT_22B = OptimizerConfig(kind="adafactor")
+"""The recipe of the paper, which does not name the optimiser; ViT-g's is
+Adafactor."""
+
+
 def rsqrt_schedule(config: OptimizerConfig) -> optax.Schedule:
   """Returns the learning rate as a function of the step.
 

@@ -59,7 +59,7 @@ def check_mesh(
         f"the model axis must divide {name}: {name}={getattr(cfg, name)} is "
         f"not a multiple of model={model}"
       )
-  if batch_size % (data * model):
+  if batch_size < 1 or batch_size % (data * model):
     raise ValueError(
       f"the mesh must divide the batch: batch={batch_size} is not a multiple "
       f"of data x model = {data} x {model} = {data * model}"

@@ -86,6 +86,46 @@ def init_state(
   return jax.jit(make, out_shardings=shardings)(key)
 
 
+def abstract_state(
+  cfg: ViTConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Returns what `init_state` would, as shapes with their shardings."""
+  shapes = jax.eval_shape(
+    lambda key: init_state(key, cfg, optimizer, mesh), jax.random.key(0)
+  )
+  return abstract(shapes, state_shardings(cfg, optimizer, mesh))
+
+
+def abstract_batch(
+  cfg: ViTConfig, mesh: jax.sharding.Mesh, batch_size: int
+) -> Batch:
+  """Returns a batch for `make_train_step`, as shapes with their shardings."""
+  shapes = {
+    "image": (batch_size, cfg.image, cfg.image, cfg.channels),
+    "label": (batch_size, cfg.classes),
+    "mask": (batch_size,),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(
+      shape, jnp.float32, sharding=batch_sharding(mesh)
+    )
+    for name, shape in shapes.items()
+  }
+
+
+def abstract(shapes, shardings):
+  """Returns `shapes` as `jax.ShapeDtypeStruct`s that carry `shardings`."""
+  return jax.tree.map(
+    lambda shape, sharding: jax.ShapeDtypeStruct(
+      shape.shape, shape.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
 def make_train_step(
   cfg: ViTConfig,
   optimizer: optax.GradientTransformation,
@@ -143,18 +183,28 @@ def make_train_step(
     return loss, lax.pmax(max_logit, ("data", "model")), grads
 
   def step(state, batch):
-    loss, max_logit, grads = gradients(state.params, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      "loss": loss,
-      "grad_norm": optax.tree.norm(grads),
-      "max_attention_logit": max_logit,
-    }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return updated(state, optimizer, *gradients(state.params, batch))
 
   shardings = state_shardings(cfg, optimizer, mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def updated(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  loss: jax.Array,
+  max_logit: jax.Array,
+  grads: dict,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Returns the state after one update, and the metrics of the step."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    "loss": loss,
+    "grad_norm": optax.tree.norm(grads),
+    "max_attention_logit": max_logit,
+  }
+  return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def make_eval_step(

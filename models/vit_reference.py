@@ -1,6 +1,8 @@
 """The ViT on one device in plain jnp: what the sharded model must equal."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,16 @@ from models.vit_config import ViTConfig
 
 _EPSILON = 1e-6  # flax LayerNorm's default, which big_vision keeps
 
+Place = Callable[[str, jax.Array], jax.Array]
+
+
+class _Model(NamedTuple):
+  """What every part of the forward pass knows."""
+
+  cfg: ViTConfig
+  product_dtype: jnp.dtype
+  place: Place
+
 
 def forward(
   params: dict,
@@ -17,6 +29,9 @@ def forward(
   cfg: ViTConfig,
   *,
   compute_dtype: jnp.dtype = jnp.float32,
+  product_dtype: jnp.dtype = jnp.float32,
+  remat: bool = False,
+  place: Place = lambda name, x: x,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Classifies images, one line of the paper after the other.
 
@@ -31,15 +46,22 @@ def forward(
   `K = D / H` features of a head, and the MLP has the tanh form of GELU.
 
   Operands of matmuls and the tokens between blocks are rounded to
-  `compute_dtype`; sums of products, norms, softmax, GELU and biases are
-  float32. Where a float32 matmul is not one by default (TPUs, some GPUs), call
-  under `jax.default_matmul_precision("highest")`.
+  `compute_dtype`, products with weights to `product_dtype`; norms, softmax,
+  GELU and biases are float32. Where a float32 matmul is not one by default
+  (TPUs, some GPUs), call under `jax.default_matmul_precision("highest")`.
 
   Args:
     params: the tree of `models.params.init_params`.
     images: `[B, H, W, C]` in [-1, 1].
     cfg: the shape that `params` were made with; static under `jax.jit`.
     compute_dtype: of matmul operands and of the tokens between blocks.
+    product_dtype: of products with weights, before their biases.
+    remat: recompute each block in backward instead of saving its inside.
+    place: called with a name and an array, and returns the array, which it may
+      constrain to a sharding: "tokens" are `x` between blocks, "gathered" what
+      the first products of a block read, a layer's name is its kernel, and
+      "q operand" and "q product" what it is multiplied with and what comes of
+      it.
 
   Returns:
     The logits `[B, V]`, or the pre-logits if `cfg.classes` is 0, in float32,
@@ -58,54 +80,63 @@ def forward(
       f"got images.shape={images.shape}"
     )
 
-  block = functools.partial(_block, cfg=cfg)
-  embed = params["embed"]
+  model = _Model(cfg, product_dtype, place)
+  block = functools.partial(_block, model=model)
+  if remat:
+    block = jax.checkpoint(block)
   patches = patchify(images, cfg.patch).astype(compute_dtype)
-  x = _dense(patches, embed) + embed["position"]
-  x, max_logits = jax.lax.scan(block, x.astype(compute_dtype), params["blocks"])
+  x = _dense(patches, params, "embed", model) + params["embed"]["position"]
+  x = place("tokens", x.astype(compute_dtype))
+  x, max_logits = jax.lax.scan(block, x, params["blocks"])
   x = _norm(x, params["norm"])  # float32 from here on
 
   if cfg.pool:
-    pre_logits = _pool(x.astype(compute_dtype), params["pool"], cfg)
+    pre_logits = _pool(x.astype(compute_dtype), params["pool"], model)
   else:
     pre_logits = x.mean(axis=1)
   logits = pre_logits
   if cfg.classes:
-    logits = _dense(pre_logits.astype(compute_dtype), params["head"])
+    logits = _dense(pre_logits.astype(compute_dtype), params, "head", model)
   return logits, {
     "max_attention_logit": max_logits.max(),
     "pre_logits": pre_logits,
   }
 
 
-def _block(x, layer, cfg):
+def _block(x, layers, model):
   """One encoder block: the next `x[B, S, D]` and its largest logit."""
-  y = _norm(x, layer["norm"]).astype(x.dtype)
-  attended, max_logit = _self_attention(y, layer, cfg)
-  if cfg.parallel:
-    return (x + attended + _mlp(y, layer)).astype(x.dtype), max_logit
-  x = (x + attended).astype(x.dtype)
-  y = _norm(x, layer["mlp_norm"]).astype(x.dtype)
-  return (x + _mlp(y, layer)).astype(x.dtype), max_logit
+  place = model.place
+  y = place("gathered", _norm(x, layers["norm"]).astype(x.dtype))
+  attended, max_logit = _self_attention(y, layers, model)
+  if model.cfg.parallel:
+    out = _mlp(y, layers, model, also=attended)
+  else:
+    x = place("tokens", (x + attended).astype(x.dtype))
+    y = place("gathered", _norm(x, layers["mlp_norm"]).astype(x.dtype))
+    out = _mlp(y, layers, model)
+  return place("tokens", (x + out).astype(x.dtype)), max_logit
 
 
-def _self_attention(y, layer, cfg):
-  q, k, v = (_heads(_dense(y, layer[name]), cfg) for name in ("q", "k", "v"))
-  if cfg.qk_norm:
-    q, k = _norm(q, layer["q_norm"]), _norm(k, layer["k_norm"])
+def _self_attention(y, layers, model):
+  q, k, v = (
+    _heads(_dense(y, layers, name, model), model.cfg) for name in "qkv"
+  )
+  if model.cfg.qk_norm:
+    q, k = _norm(q, layers["q_norm"]), _norm(k, layers["k_norm"])
   attended, max_logit = _attention(q, k, v, y.dtype)
-  return _dense(attended, layer["attention_out"]), max_logit
+  return _dense(attended, layers, "attention_out", model), max_logit
 
 
-def _pool(x, pool, cfg):
+def _pool(x, pool, model):
   """Pools tokens by one attention query: `x[B, S, D] -> pooled[B, D]`."""
-  probe = jnp.broadcast_to(pool["probe"], (len(x), 1, cfg.width))
-  q = _heads(_dense(probe.astype(x.dtype), pool["q"]), cfg)
-  k, v = (_heads(_dense(x, pool[name]), cfg) for name in ("k", "v"))
+  probe = jnp.broadcast_to(pool["probe"], (len(x), 1, model.cfg.width))
+  q = _heads(_dense(probe.astype(x.dtype), pool, "q", model), model.cfg)
+  x = model.place("gathered", x)
+  k, v = (_heads(_dense(x, pool, name, model), model.cfg) for name in "kv")
   attended, _ = _attention(q, k, v, x.dtype)
-  pooled = _dense(attended, pool["out"]).astype(x.dtype)
+  pooled = _dense(attended, pool, "out", model).astype(x.dtype)
   y = _norm(pooled, pool["norm"]).astype(x.dtype)
-  return (pooled + _mlp(y, pool))[:, 0]
+  return (pooled + _mlp(y, pool, model))[:, 0]
 
 
 def _attention(q, k, v, dtype):
@@ -121,19 +152,27 @@ def _heads(x, cfg):
   return x.reshape(*x.shape[:-1], cfg.heads, cfg.head_dim)
 
 
-def _mlp(y, layer):
-  hidden = jax.nn.gelu(_dense(y, layer["mlp_in"]), approximate=True)
-  return _dense(hidden.astype(y.dtype), layer["mlp_out"])
+def _mlp(y, layers, model, also=None):
+  """The MLP, and `also` added to its product."""
+  hidden = _dense(y, layers, "mlp_in", model).astype(jnp.float32)
+  hidden = jax.nn.gelu(hidden, approximate=True).astype(y.dtype)
+  return _dense(hidden, layers, "mlp_out", model, also)
 
 
-def _dense(x, layer):
-  """`x @ kernel + bias` with operands in `x.dtype`; the result is float32."""
-  y = _einsum("...i,io->...o", x, layer["kernel"].astype(x.dtype))
+def _dense(x, layers, name, model, also=None):
+  """`x @ kernel + bias` with operands in `x.dtype`."""
+  layer = layers[name]
+  kernel = model.place(name, layer["kernel"].astype(x.dtype))
+  x = model.place(f"{name} operand", x)
+  y = _einsum("...i,io->...o", x, kernel, model.product_dtype)
+  if also is not None:
+    y = also + y
+  y = model.place(f"{name} product", y)
   return y + layer["bias"] if "bias" in layer else y
 
 
-def _einsum(subscripts, a, b):
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+def _einsum(subscripts, a, b, dtype=jnp.float32):
+  return jnp.einsum(subscripts, a, b, preferred_element_type=dtype)
 
 
 def _norm(x, norm):

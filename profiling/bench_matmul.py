@@ -22,7 +22,6 @@ All but "roof" and "unoverlapped" are compiled with the options of
 
 import dataclasses
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -139,7 +138,7 @@ def _simulate() -> None:
   for flag in (_MODEL_AXIS, _ROUNDS):
     if flag.present:
       raise flags.Error(f"--{flag.name} is for what is measured, not simulated")
-  _prepare_for_the_tpu_compiler()
+  platform.compile_only()
   from profiling import matmul_methods, simulate_matmul
 
   chips = _among("simulate", _SIMULATE.value, simulate_matmul.SLICES)
@@ -196,22 +195,6 @@ def _simulate() -> None:
       f"\n{title}: {statistics.geometric_mean(found):.3f} in geometric "
       f"mean, {min(found):.3f} at least, of {len(found)}."
     )
-
-
-def _prepare_for_the_tpu_compiler() -> None:
-  """Sets the environment in which jax compiles for TPUs and takes none.
-
-  libtpu would ask a cloud's metadata server which TPU this machine is and
-  complain about what it does not find.
-  """
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  for name, value in (
-    ("TPU_SKIP_MDS_QUERY", "1"),
-    ("TPU_ACCELERATOR_TYPE", "v4-8"),
-    ("TPU_WORKER_HOSTNAMES", "localhost"),
-    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-  ):
-    os.environ.setdefault(name, value)
 
 
 def _among(flag: str, given: list[str], known: Sequence[str]) -> list[str]:

@@ -104,8 +104,8 @@ class Program:
     return self.step.lower(*self.arguments)
 
 
-def program(problem: Problem, method: str) -> Program:
-  """Returns the program of one of `METHODS`.
+def program(problem: Problem, method: str | tuple[str, str]) -> Program:
+  """Returns the program of one of `METHODS`, or of any schedule of the ops.
 
   `roof` gives every device the whole of what the op would have gathered, and
   leaves the sum that a ring would have reduced as one partial per device,
@@ -196,14 +196,15 @@ def _arrays(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
   return x, w / math.sqrt(w.shape[0]), dy
 
 
-def _local_step(problem: Problem, method: str) -> Callable[..., tuple]:
+def _local_step(problem: Problem, method) -> Callable[..., tuple]:
   """What one device does, inside `jax.shard_map`."""
   if method == "roof":
     return _products
   if method == "unoverlapped":
     home, options = reference, {}
   else:
-    home, options = collective_mm, {"schedule": SCHEDULES[method]}
+    schedule = SCHEDULES.get(method, method)
+    home, options = collective_mm, {"schedule": schedule}
   options["gather_dim" if problem.gathers else "scatter_dim"] = 0
   op = functools.partial(
     getattr(home, problem.op), axis_name="model", **options

@@ -33,6 +33,8 @@ class Chip:
       are something else.
     devices_per_chip: jax devices that share the chip.
     hbm_bytes: memory of the chip.
+    usable_hbm_bytes: of it, what the TPU compiler leaves to a program on one
+      jax device.
     hbm_bandwidth: bytes/s of the chip's memory.
     ici_link_bandwidth: nominal bytes/s of one torus link, one way; None for a
       GPU, which has no torus.
@@ -48,6 +50,7 @@ class Chip:
   tensor_cores_per_chip: int | None = None
   devices_per_chip: int = 1
   hbm_bytes: int | None = None
+  usable_hbm_bytes: int | None = None
   hbm_bandwidth: float | None = None
   ici_link_bandwidth: float | None = None
   permute_bandwidth: float | None = None
@@ -67,6 +70,7 @@ def _tpu(
   *,
   tensor_cores: int,
   hbm_bytes: int,
+  usable_gib: float,
   hbm_bandwidth: float,
   source: str = "",
 ) -> Chip:
@@ -77,6 +81,7 @@ def _tpu(
     tensor_cores_per_chip=tensor_cores,
     devices_per_chip=chip.devices,
     hbm_bytes=hbm_bytes,
+    usable_hbm_bytes=int(usable_gib * (1 << 30)),
     hbm_bandwidth=hbm_bandwidth,
     ici_link_bandwidth=chip.link_bandwidth,
     permute_bandwidth=chip.permute_bandwidth,
@@ -87,21 +92,59 @@ def _tpu(
   )
 
 
+# The usable memory is what libtpu 0.0.42.1 says when a program does not fit.
 _TPUS = (
-  _tpu("v2", tensor_cores=2, hbm_bytes=16_000_000_000, hbm_bandwidth=7.16e11),
+  _tpu(
+    "v2",
+    tensor_cores=2,
+    hbm_bytes=16_000_000_000,
+    usable_gib=7.48,
+    hbm_bandwidth=7.16e11,
+  ),
   # Google's documentation gives 123e12 FLOP/s and 9.0e11 bytes/s.
-  _tpu("v3", tensor_cores=2, hbm_bytes=34_400_000_000, hbm_bandwidth=8.25e11),
-  _tpu("v4", tensor_cores=2, hbm_bytes=34_400_000_000, hbm_bandwidth=1.23e12),
-  _tpu("v5e", tensor_cores=1, hbm_bytes=17_200_000_000, hbm_bandwidth=8.20e11),
+  _tpu(
+    "v3",
+    tensor_cores=2,
+    hbm_bytes=34_400_000_000,
+    usable_gib=15.48,
+    hbm_bandwidth=8.25e11,
+  ),
+  _tpu(
+    "v4",
+    tensor_cores=2,
+    hbm_bytes=34_400_000_000,
+    usable_gib=30.75,
+    hbm_bandwidth=1.23e12,
+  ),
+  _tpu(
+    "v5e",
+    tensor_cores=1,
+    hbm_bytes=17_200_000_000,
+    usable_gib=15.75,
+    hbm_bandwidth=8.20e11,
+  ),
   # Google's documentation gives 2.765e12 bytes/s.
-  _tpu("v5p", tensor_cores=2, hbm_bytes=103_000_000_000, hbm_bandwidth=2.46e12),
+  _tpu(
+    "v5p",
+    tensor_cores=2,
+    hbm_bytes=103_000_000_000,
+    usable_gib=95.74,
+    hbm_bandwidth=2.46e12,
+  ),
   # Google's documentation gives 918e12 FLOP/s.
-  _tpu("v6e", tensor_cores=1, hbm_bytes=34_400_000_000, hbm_bandwidth=1.64e12),
+  _tpu(
+    "v6e",
+    tensor_cores=1,
+    hbm_bytes=34_400_000_000,
+    usable_gib=31.25,
+    hbm_bandwidth=1.64e12,
+  ),
   # Google's documentation gives 2,307e12 FLOP/s and 7.38e12 bytes/s.
   _tpu(
     "tpu7x",
     tensor_cores=2,
     hbm_bytes=206_000_000_000,
+    usable_gib=94.75,
     hbm_bandwidth=7.40e12,
     source=CLOUD_TPU7X,
   ),

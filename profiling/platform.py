@@ -70,6 +70,29 @@ def select(devices: int = 8, *, dev: str = "/dev") -> str:
   return chosen
 
 
+def compile_only() -> None:
+  """Sets the environment in which jax compiles for TPUs and takes none.
+
+  libtpu would otherwise ask a cloud's metadata server which TPU this machine
+  is and complain about what it does not find.
+
+  Raises:
+    RuntimeError: if jax is imported already and would not see the choice.
+  """
+  if "jax" in sys.modules and os.environ.get("JAX_PLATFORMS") != "cpu":
+    raise RuntimeError(
+      "compile_only() must run before jax is imported, or JAX_PLATFORMS be cpu"
+    )
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  for name, value in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_ACCELERATOR_TYPE", "v4-8"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+  ):
+    os.environ.setdefault(name, value)
+
+
 def _files(pattern: str) -> list[str]:
   return sorted(glob.glob(pattern))
 

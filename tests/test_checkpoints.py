@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from collective_mm import make_mesh
-from examples.checkpoints import Checkpoints, abstract, restore
+from examples.checkpoints import Checkpoints, restore
 from examples.usage import UsageError
+from models.train_step import abstract
 
 
 def make_state(mesh, scale=1.0):

@@ -162,3 +162,17 @@ def test_devices_must_be_positive():
 def test_it_imports_without_jax():
   done = run("import sys; print('jax' in sys.modules)")
   assert done.stdout == "False\n"
+
+
+def test_compile_only_takes_no_device():
+  done = run(
+    "platform.compile_only()\n"
+    "import os, jax\n"
+    "print(jax.default_backend(), os.environ['TPU_SKIP_MDS_QUERY'])"
+  )
+  assert (done.stdout, done.stderr) == ("cpu 1\n", "")
+
+
+def test_compile_only_after_jax_is_too_late():
+  done = run("import jax\nplatform.compile_only()")
+  assert "compile_only() must run before jax is imported" in done.stderr

@@ -1,0 +1,46 @@
+"""What the commands that compile for TPUs share: flags, versions, one line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import metadata
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are ValueErrors, of one line."""
+
+  def __init__(self, prog: str, description: str):
+    super().__init__(
+      prog=prog,
+      description=description,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+
+  def error(self, message):
+    raise ValueError(message)
+
+
+def run(prog: str, body: Callable[[], None]) -> int:
+  """Calls `body`; says what cannot be in one line and returns the exit code."""
+  try:
+    body()
+  except (OSError, ValueError) as error:
+    print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def versions() -> dict[str, str]:
+  """The versions that a compiled program depends on.
+
+  Raises:
+    ValueError: if the TPU compiler is not installed.
+  """
+  try:
+    return {n: metadata.version(n) for n in ("jax", "jaxlib", "libtpu")}
+  except metadata.PackageNotFoundError as error:
+    raise ValueError(
+      "the TPU compiler must be here: the libtpu wheel of jax[tpu], which "
+      "exists for Linux on x86-64"
+    ) from error
