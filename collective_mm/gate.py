@@ -7,6 +7,8 @@ other work could hide a collective is not known here.
 
 import functools
 import math
+import re
+from importlib import metadata
 from typing import Literal
 
 import jax
@@ -27,9 +29,10 @@ _MARGIN = 0.01
 # of the other pass, which the model of one pass does not see.
 _SPARE = 0.04
 
+_FUSED_GATHERS = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
 _ASYNC_FLAGS = (
   "xla_tpu_enable_async_collective_fusion",
-  "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+  _FUSED_GATHERS,
   "xla_tpu_enable_async_collective_fusion_multiple_steps",
   "xla_tpu_overlap_compute_collective_tc",
   "xla_enable_async_all_gather",
@@ -40,7 +43,8 @@ def compiler_options(chip: str) -> dict[str, str]:
   """The compiler options under which sends and gathers hide best on `chip`.
 
   They make the TPU compiler's all-gathers asynchronous and its order of sends
-  and products follow the rings (`docs/gate.md` has what they are worth).
+  and products follow the rings (`docs/gate.md` has what they are worth). The
+  first is left out where `fuses_gathers` is false.
 
   Args:
     chip: a chip's short name or a `device_kind`, such as "v4" or "TPU v4".
@@ -53,8 +57,38 @@ def compiler_options(chip: str) -> dict[str, str]:
     >>> compiler_options("cpu")
     {}
   """
-  is_tpu = find_chip(chip) is not None or chip.startswith("TPU")
-  return dict.fromkeys(_ASYNC_FLAGS, "true") if is_tpu else {}
+  if find_chip(chip) is None and not chip.startswith("TPU"):
+    return {}
+  fused = fuses_gathers(chip)
+  flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
+  return dict.fromkeys(flags, "true")
+
+
+def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:
+  """Whether the compiler takes the option that makes gathers asynchronous.
+
+  libtpu 0.0.42.1 takes it for every chip. 0.0.50.1 refuses it for all but v5e,
+  "not supported", and warns of wrong results and hangs there.
+
+  Args:
+    chip: as in `compiler_options`.
+    libtpu: its version; that of the installed one if not given.
+  """
+  found = find_chip(chip)
+  if found is not None and found.name == "v5e":
+    return True
+  if libtpu is None:
+    libtpu = _installed("libtpu") or _installed("libtpu-nightly") or "0"
+  numbers = (int(n) for n in re.findall(r"\d+", libtpu)[:3])
+  return tuple(numbers) <= (0, 0, 42)
+
+
+@functools.cache
+def _installed(package: str) -> str | None:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return None
 
 
 def _shapes(name: str, given: Shape | tuple[Shape, ...]) -> tuple[Shape, ...]:
@@ -160,6 +194,7 @@ def explain(
         f"{name}={dim} and {axis_size} devices, got w={wi}, x={xi}"
       )
   rows = math.prod(xs[0][:-1]) * (axis_size if gathers and by_rows else 1)
+  kind = chip or jax.devices()[0].device_kind
   return choose(
     op,
     rows=rows,
@@ -170,10 +205,11 @@ def explain(
     dtype=jnp.dtype(dtype),
     wire_dtype=None if wire_dtype is None else jnp.dtype(wire_dtype),
     chunks=chunks,
-    device_kind=chip or jax.devices()[0].device_kind,
+    device_kind=kind,
     hops=hops,
     all_reduces=all_reduces,
     async_options=async_options,
+    gathers_fused=fuses_gathers(kind),
   )
 
 
@@ -193,14 +229,15 @@ def choose(
   hops: int = 1,
   all_reduces: bool = False,
   async_options: bool = True,
+  gathers_fused: bool = True,
 ) -> Decision:
   """Returns the schedule of an op whose product is `x[R, K] @ w[K, F]`.
 
   Args:
     op: "all_gather_matmul" or "matmul_reduce_scatter".
-    rows, inner, outer, size, by_rows, chunks, hops, all_reduces, async_options:
-      as in `pass_times.PassTimes`; `inner` is summed over a tuple of pairs,
-      `outer` over a tuple of weights.
+    rows, inner, outer, size, by_rows, chunks, hops, all_reduces, async_options,
+      gathers_fused: as in `pass_times.PassTimes`; `inner` is summed over a
+      tuple of pairs, `outer` over a tuple of weights.
     dtype: dtype of the arrays.
     wire_dtype: dtype in which partial sums travel in forward; None for `dtype`.
     device_kind: a chip's `device_kind` or short name.
@@ -228,6 +265,7 @@ def choose(
       hops=hops,
       all_reduces=all_reduces,
       async_options=async_options,
+      gathers_fused=gathers_fused,
     )
     candidates = tuple(
       Candidate(s, *(times.seconds(op, s, backward=b) for b in (False, True)))

@@ -159,6 +159,7 @@ def routes(
   def chosen(i: int) -> str:
     if pair[i] != "auto":
       return pair[i]
+    kind = device_kind()
     decision = gate.choose(
       op,
       rows=rows,
@@ -169,7 +170,8 @@ def routes(
       dtype=like.dtype,
       wire_dtype=wire_dtype,
       chunks=chunks,
-      device_kind=device_kind(),
+      device_kind=kind,
+      gathers_fused=gate.fuses_gathers(kind or ""),
     )
     return decision.schedule[i]
 

@@ -96,6 +96,7 @@ class PassTimes:
       of an unoverlapped reduction. We saw that for rings that are the whole of
       a v4 or v5p slice from 2x2x2 or a square v5e or v6e slice from 4x4.
     async_options: compiled with `gate.compiler_options`.
+    gathers_fused: those make gathers asynchronous; see `gate.fuses_gathers`.
   """
 
   chip: ChipLink
@@ -110,16 +111,18 @@ class PassTimes:
   hops: int = 1
   all_reduces: bool = False
   async_options: bool = False
+  gathers_fused: bool = True
 
   @property
   def hides_gathers(self) -> bool:
     """Whether the compiler's all-gather runs beside other work."""
-    return self.async_options or self._habits.gathers_async
+    asked = self.async_options and self.gathers_fused
+    return asked or self._habits.gathers_async
 
   @property
   def hides_dy(self) -> bool:
     """Whether the compiler's gather of `dy` does as well as a ring."""
-    return self.async_options and self._habits.hides_dy and self._streams
+    return self.hides_gathers and self._habits.hides_dy and self._streams
 
   @property
   def _habits(self) -> Habits:

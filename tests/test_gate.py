@@ -311,12 +311,24 @@ def test_explain_wants_an_x_for_each_w_of_a_sum():
     )
 
 
+def test_gathers_are_fused_where_the_compiler_supports_it():
+  assert gate.fuses_gathers("v4", libtpu="0.0.42.1")
+  assert not gate.fuses_gathers("v4", libtpu="0.0.50.1")
+  assert gate.fuses_gathers("TPU v5 lite", libtpu="0.0.50.1")
+  # Where they are not, "async" would wait for them.
+  fused, blocking = (
+    seconds(choose(gathers_fused=on))[0]["async"][1] for on in (True, False)
+  )
+  assert blocking > fused
+
+
 def test_options_are_for_tpus():
   assert gate.compiler_options("cpu") == {}
   assert gate.compiler_options("NVIDIA H100 80GB HBM3") == {}
   for chip in ("v4", "TPU v4", "TPU v5 lite", "TPU of tomorrow"):
     options = gate.compiler_options(chip)
-    assert len(options) == 5 and set(options.values()) == {"true"}
+    assert len(options) == 4 + gate.fuses_gathers(chip)
+    assert set(options.values()) == {"true"}
 
 
 def test_memory_figures_are_those_of_jax():
