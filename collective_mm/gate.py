@@ -144,9 +144,9 @@ def explain(
     ValueError: if the shapes, the dim or the axis do not fit.
 
   Example:
-    >>> explain("all_gather_matmul", x=(8192, 6144), w=(6144, 5376),
-    ...         axis_size=8, gather_dim=0, chip="v4").schedule
-    ('two_way', 'unoverlapped')
+    >>> explain("all_gather_matmul", x=(2048, 6144), w=(6144, 5376),
+    ...         axis_size=8, gather_dim=0, chip="v5e").schedule
+    ('two_way', 'async')
   """
   if op not in ("all_gather_matmul", "matmul_reduce_scatter"):
     raise ValueError(
