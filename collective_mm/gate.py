@@ -36,15 +36,19 @@ _ASYNC_FLAGS = (
   "xla_tpu_enable_async_collective_fusion_multiple_steps",
   "xla_tpu_overlap_compute_collective_tc",
   "xla_enable_async_all_gather",
+  # A gather over a whole slice is an all-reduce otherwise, which blocks.
+  "xla_tpu_prefer_async_allgather_to_allreduce",
 )
+# Five sends at a time are under way otherwise.
+_CONCURRENT = {"xla_max_concurrent_async_collective_permutes": "64"}
 
 
 def compiler_options(chip: str) -> dict[str, str]:
   """The compiler options under which sends and gathers hide best on `chip`.
 
   They make the TPU compiler's all-gathers asynchronous and its order of sends
-  and products follow the rings (`docs/gate.md` has what they are worth). The
-  first is left out where `fuses_gathers` is false.
+  and products follow the rings (`docs/gate.md` has what they are worth). What
+  makes gathers asynchronous is left out where `fuses_gathers` is false.
 
   Args:
     chip: a chip's short name or a `device_kind`, such as "v4" or "TPU v4".
@@ -61,7 +65,7 @@ def compiler_options(chip: str) -> dict[str, str]:
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  return dict.fromkeys(flags, "true")
+  return dict.fromkeys(flags, "true") | _CONCURRENT
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:

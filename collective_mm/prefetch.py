@@ -32,15 +32,6 @@ from collective_mm.prefetch_checks import (
 from collective_mm.weights import Wire, group_small
 
 BACKENDS = ("auto", "native", "ring")
-COMPILER_OPTIONS = {
-  "xla_tpu_prefer_async_allgather_to_allreduce": "true",
-  "xla_max_concurrent_async_collective_permutes": "64",
-}
-"""What TPUs want besides `gate.compiler_options`.
-
-A gather over a whole slice is else an all-reduce, which blocks, and of the
-sends of a reduction five at a time are under way.
-"""
 
 
 def prefetch_scan(
@@ -98,8 +89,7 @@ def prefetch_scan(
       collectives, "ring" makes them of permutes, which TPUs send beside compute
       without any option; or a pair for (gathers, reductions). "auto" takes
       native ones but for the reductions of a TPU, which has no asynchronous
-      reduce-scatter. `gate.compiler_options` and `prefetch.COMPILER_OPTIONS`
-      make a TPU's gathers so.
+      reduce-scatter. `gate.compiler_options` make a TPU's gathers so.
     rings: the sizes of the rings that the axis is made of, outermost first:
       (4, 4) for an axis that runs through a torus of 4 x 4 row by row, as
       `placement.axis_rings(mesh, axis_name)` tells; one ring if not given.

@@ -25,7 +25,6 @@ def main(argv: list[str]) -> int:
     gate,
     make_mesh,
     overlap_report,
-    prefetch,
     prefetch_scan,
   )
   from collective_mm.placement import axis_rings
@@ -70,7 +69,6 @@ def main(argv: list[str]) -> int:
   params = {k: array((LAYERS, *s), specs[k]) for k, s in shapes.items()}
   args = params, array((b * len(devices), d), rows)
   options = gate.compiler_options(devices[0].device_kind)
-  options |= prefetch.COMPILER_OPTIONS if options else {}
   compiled = gradients(1).lower(*args).compile(compiler_options=options)
   print(overlap_report(compiled))
   if len(argv) == 1:

@@ -6,7 +6,6 @@ import pytest
 
 from collective_mm import gate, make_mesh, overlap_report, prefetch_scan
 from collective_mm.placement import axis_rings
-from collective_mm.prefetch import COMPILER_OPTIONS
 from profiling import topology
 
 P = jax.P
@@ -51,7 +50,7 @@ def compiled_stack(name, model, rows):
     k: array((LENGTH, *s), SPECS[k], jnp.float32) for k, s in shapes.items()
   }
   x = array((rows * len(devices) // model, WIDTH), x_spec, jnp.bfloat16)
-  options = gate.compiler_options(name.partition(":")[0]) | COMPILER_OPTIONS
+  options = gate.compiler_options(name.partition(":")[0])
   return jax.jit(mapped).lower(params, x).compile(compiler_options=options)
 
 
