@@ -77,6 +77,8 @@ def test_reductions_hide_behind_the_next_layer():
 
 @pytest.mark.long
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize("name", ["v4:4x4x4", "v5p:4x4x4", "v6e:8x8"])
+@pytest.mark.parametrize(
+  "name", ["v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"]
+)
 def test_reductions_hide_on_larger_slices(name):
   check(name, 16384)
