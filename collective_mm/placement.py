@@ -349,16 +349,21 @@ def _slice_index(device: Any) -> int:
 def axis_rings(mesh: Any, axis_name: str) -> tuple[int, ...]:
   """The rings along torus dims that a mesh axis is made of, outermost first.
 
-  An axis that runs through a block of 4 x 2 chips row by row is rings of two
-  side by side within a ring of four, (4, 2). One that follows no such lattice,
-  or whose devices have no `coords`, is one ring.
+  An axis that runs through a torus of 4 x 8 chips row by row is rings of eight
+  within a ring of four, (4, 8). A run of 2^n chips that does not close is n
+  times pairs: the TPU compiler makes a send along it block, but for a swap. An
+  axis that follows no such lattice, or whose devices have no `coords`, is one
+  ring.
   """
   grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
   devices = grid.reshape(len(grid), -1)[:, 0]
   whole = (len(devices),)
-  if not _on_torus(devices):
+  if len(devices) == 1 or not _on_torus(devices):
     return whole
   spots = np.array([(*d.coords, d.core_on_chip) for d in devices])
+  chips = np.array([d.coords for d in mesh.devices.flat])
+  sides = np.ptp(chips, axis=0) + 1
+  around = np.array(wraps(devices[0].device_kind, sides.tolist()))
   rings, stride = [], 1
   while stride < len(devices):
     hop, size = spots[stride] - spots[0], 1
@@ -366,7 +371,12 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[int, ...]:
       spots[size * stride] - spots[0], size * hop
     ):
       size += 1
-    rings.insert(0, size)
+    closes = (size * np.abs(hop[:-1]) == sides) & around
+    pairs = size.bit_length() - 1
+    rings = [
+      *((size,) if closes.any() or size != 1 << pairs else (2,) * pairs),
+      *rings,
+    ]
     stride *= size
   # Every device must be where these steps lead.
   if stride != len(devices):

@@ -370,9 +370,10 @@ def test_devices_without_coordinates_are_grouped_by_process():
   [
     ("v4:4x4x4", 1, (4, 4, 4)),
     ("v4:4x4x4", 4, (4, 2, 2)),
-    ("v5e:8x8", 4, (4, 4)),
-    ("v5e:2x4", 1, (4, 2)),
-    ("v5e:2x4", 8, ()),
+    ("v5e:8x8", 4, (2, 2, 2, 2)),
+    ("v5e:16x16", 1, (16, 16)),
+    ("v5e:2x4", 1, (2, 2, 2)),
+    ("v5e:2x4", 8, (1,)),
   ],
 )
 def test_axis_rings_follow_the_torus(name, model, rings):
