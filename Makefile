@@ -7,7 +7,8 @@ INSTALLED := $(VENV)/installed
 # The tests of the library's own modules: they need none of the extras.
 LIBRARY_TESTS := $(wildcard $(patsubst collective_mm/%.py,tests/test_%.py, \
   $(wildcard collective_mm/*.py))) \
-  tests/test_epilogue.py tests/test_transforms.py
+  tests/test_dtypes.py tests/test_epilogue.py tests/test_explicit_axes.py \
+  tests/test_transforms.py
 
 .PHONY: train test test-long test-all lint bench clean
 .DELETE_ON_ERROR:

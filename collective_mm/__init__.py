@@ -10,6 +10,7 @@ from collective_mm.dense import RowDense as RowDense
 from collective_mm.mesh import make_mesh as make_mesh
 from collective_mm.overlap import OverlapReport as OverlapReport
 from collective_mm.overlap import overlap_report as overlap_report
+from collective_mm.prefetch import prefetch_scan as prefetch_scan
 
 __all__ = [
   "ColumnDense",
@@ -20,4 +21,5 @@ __all__ = [
   "matmul_all_reduce",
   "matmul_reduce_scatter",
   "overlap_report",
+  "prefetch_scan",
 ]

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_mm.collective import matmul_reduce_scatter
-from collective_mm.mesh import AxisName, axis_size, vary_alike, varying_axes
+from collective_mm.mesh import (
+  AxisName,
+  axis_size,
+  explicit_axes,
+  vary_alike,
+  varying_axes,
+)
+from collective_mm.op_arguments import (
+  check_chunks,
+  find_dtype,
+  innermost_row_dim,
+  pairs,
+)
+from collective_mm.ring_matmul import dot, outer
 
 
 def matmul_all_reduce(
@@ -61,18 +74,16 @@ def matmul_all_reduce(
     >>> y.shape, float(y.max())
     ((8, 4), 16.0)
   """
-  if not isinstance(chunks, int) or chunks < 1:
-    raise ValueError(f"chunks must be a whole number from 1, got {chunks!r}")
+  check_chunks(chunks)
   if not isinstance(schedule, str):
     raise ValueError(
       f"schedule must be one name, since backward sends nothing, got "
       f"{schedule!r}"
     )
-  xs = x if isinstance(x, tuple) else (x,)
-  ws = w if isinstance(w, tuple) else (w,)
+  xs, ws = pairs(x, w)
   axis_size(axis_name)  # names what is wrong outside `jax.shard_map`
-  arrays = vary_alike(axis_name, *xs, *ws)
-  xs, ws = arrays[: len(xs)], arrays[len(xs) :]
+  alike = vary_alike(axis_name, *xs, *ws)
+  xs, ws = alike[: len(xs)], alike[len(xs) :]
   reduce = functools.partial(
     matmul_reduce_scatter,
     axis_name=axis_name,
@@ -80,7 +91,9 @@ def matmul_all_reduce(
     accum_dtype=accum_dtype,
     wire_dtype=wire_dtype,
   )
-  options = _Options(axis_name, chunks, jnp.dtype(accum_dtype), reduce)
+  options = _Options(
+    axis_name, chunks, find_dtype("accum_dtype", accum_dtype), reduce
+  )
   if xs[0].ndim == 1:
     return _all_reduce_op(options, tuple(xi[None] for xi in xs), ws)[0]
   return _all_reduce_op(options, xs, ws)
@@ -96,11 +109,13 @@ class _Options(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _all_reduce_op(options, xs, ws):
   size = axis_size(options.axis_name)
-  row_dim = xs[0].ndim - 2  # the innermost: see `collective._routes`
+  row_dim = innermost_row_dim(xs[0])
   rows = xs[0].shape[row_dim]
-  # Rows too few for the ring would be mostly padding: features travel then.
-  dim = row_dim if rows >= size else row_dim + 1
-  count = min(options.chunks, max(rows // size, 1))
+  # Rows too few for the ring would be mostly padding, and rows that Explicit
+  # axes shard must stay where they are: features travel then.
+  by_rows = rows >= size and row_dim not in explicit_axes(xs[0])
+  dim = row_dim if by_rows else xs[0].ndim - 1
+  count = min(options.chunks, rows // size) if by_rows else 1
   bounds = [rows * i // count for i in range(count + 1)]
   pieces = []
   for start, stop in itertools.pairwise(bounds):
@@ -109,7 +124,7 @@ def _all_reduce_op(options, xs, ws):
     y = lax.all_gather(
       y, options.axis_name, axis=dim, tiled=True, to="invarying"
     )
-    end = stop - start if dim == row_dim else ws[0].shape[1]
+    end = stop - start if by_rows else ws[0].shape[1]
     pieces.append(lax.slice_in_dim(y, 0, end, axis=dim))
   return jnp.concatenate(pieces, axis=row_dim) if count > 1 else pieces[0]
 
@@ -124,16 +139,11 @@ def _all_reduce_op_backward(options, residuals, dy):
     # With check_vma=False the cotangent of what all devices share comes in
     # parts, one from each, as it does for `lax.psum`.
     dy = lax.psum(dy, options.axis_name)
-  rows, last = tuple(range(dy.ndim - 1)), (dy.ndim - 1,)
-
-  def contract(a, b, dims, like):
-    dtype = options.accum_dtype
-    y = lax.dot_general(a, b, (dims, ((), ())), preferred_element_type=dtype)
-    return y.astype(like.dtype)
-
-  pairs = list(zip(xs, ws, strict=True))
-  dxs = tuple(contract(dy, w, (last, (1,)), x) for x, w in pairs)
-  dws = tuple(contract(x, dy, (rows, rows), w) for x, w in pairs)
+  pairs, dtype = list(zip(xs, ws, strict=True)), options.accum_dtype
+  dxs = tuple(
+    dot(dy, w, dtype, transpose=True).astype(x.dtype) for x, w in pairs
+  )
+  dws = tuple(outer(x, dy, w, dtype) for x, w in pairs)
   return dxs, dws
 
 

@@ -32,7 +32,6 @@ class ChipLink:
     permute_bandwidth: bytes/s that a permute gets out of one link, one way.
     permute_latency_s: seconds of a permute of no bytes.
     torus_dims: dims of the torus that the chip sits in.
-    wraps_every: a torus dim wraps where its size is a multiple of this.
     source: where the figures are published.
   """
 
@@ -47,7 +46,6 @@ class ChipLink:
   permute_bandwidth: float | None = None
   permute_latency_s: float | None = None
   torus_dims: int
-  wraps_every: int
   source: str
 
   @property
@@ -59,8 +57,6 @@ class ChipLink:
 # A clock is peak / FLOPs per cycle. The latter is a power of two, the one just
 # above what the TPU compiler's own cycle estimate of a large bf16 product
 # comes to (a long test repeats this); scaling-book has v5e's 1.5 GHz too.
-# v4 and v5p slices are made of cubes of 4x4x4 that optical switches close into
-# rings; the dims of a v2, v3, v5e or v6e pod wrap in the full pod only.
 _CHIPS = (
   ChipLink(
     name="v2",
@@ -71,7 +67,6 @@ _CHIPS = (
     hbm_bandwidth=7.16e11,
     vmem_bytes=32 << 20,
     torus_dims=2,
-    wraps_every=16,
     source=f"{PEAKS} {LINKS}",
   ),
   # Its two published peaks disagree about the clock, which stays out.
@@ -86,7 +81,6 @@ _CHIPS = (
     permute_bandwidth=1.0e11,
     permute_latency_s=4.55e-6,  # assumed: v5p's
     torus_dims=2,
-    wraps_every=32,
     source=f"{PEAKS} {LINKS}",
   ),
   ChipLink(
@@ -100,7 +94,6 @@ _CHIPS = (
     permute_bandwidth=4.5e10,
     permute_latency_s=4.55e-6,  # assumed: v5p's
     torus_dims=3,
-    wraps_every=4,
     source=f"{PEAKS} {LINKS}",
   ),
   ChipLink(
@@ -114,7 +107,6 @@ _CHIPS = (
     permute_bandwidth=4.5e10,
     permute_latency_s=2.29e-6,  # assumed: v6e's
     torus_dims=2,
-    wraps_every=16,
     source=f"{PEAKS} {LINKS}",
   ),
   ChipLink(
@@ -128,7 +120,6 @@ _CHIPS = (
     permute_bandwidth=8.63e10,
     permute_latency_s=4.55e-6,
     torus_dims=3,
-    wraps_every=4,
     source=f"{PEAKS} {LINKS} {PERMUTES}",
   ),
   ChipLink(
@@ -142,7 +133,6 @@ _CHIPS = (
     permute_bandwidth=8.68e10,
     permute_latency_s=2.29e-6,
     torus_dims=2,
-    wraps_every=16,
     source=f"{PEAKS} {LINKS} {PERMUTES}",
   ),
   ChipLink(
@@ -157,7 +147,6 @@ _CHIPS = (
     permute_bandwidth=9.0e10,
     permute_latency_s=4.55e-6,  # assumed: v5p's
     torus_dims=3,
-    wraps_every=4,
     source=f"{PEAKS} {LINKS}",
   ),
 )

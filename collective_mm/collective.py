@@ -19,9 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 from collective_mm import ring_matmul
 from collective_mm.mesh import AxisName, axis_size, vary_alike
 from collective_mm.op_arguments import (
+  arrays,
+  check_explicit,
   check_types,
   find_dim,
   pad,
+  pairs,
   routes,
   rows_first,
   undo_rows_first,
@@ -81,7 +84,9 @@ def all_gather_matmul(
 
   Args:
     x: `[..., D]` with `gather_dim` sharded `t` ways, or `[..., D/t]`; floats.
-    w: `[D, F/t]` column shard, or a tuple of them that share the one gather.
+      Other mesh axes may shard its other row dims, be they Auto or Explicit.
+    w: `[D, F/t]` column shard, or a tuple of them that share the one gather;
+      floats or integers, int8 and fp8 too: they are multiplied as they are.
       With `gather_dim=-1` the last shard of `x` may reach past the rows of
       `w`; what lies there, finite numbers, is multiplied by zeros.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
@@ -99,7 +104,7 @@ def all_gather_matmul(
       leaf of its result begins with the row dims of its piece, in which the
       gathered one is outermost. Arrays that need a gradient come in as
       `jax.tree_util.Partial(function, *arrays)`.
-    accum_dtype: dtype in which products are summed.
+    accum_dtype: dtype in which products are summed, whatever `x` and `w` are.
     dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
       gathered `x`, under the checkpoint name "all_gather_matmul_x".
 
@@ -124,7 +129,9 @@ def all_gather_matmul(
     >>> y.shape, float(y.max())
     ((2, 16), 8.0)
   """
-  ws = w if isinstance(w, tuple) else (w,)
+  if isinstance(x, tuple):
+    raise ValueError(f"x must be one array, got a tuple of {len(x)}")
+  (x,), ws = arrays("x", x), arrays("w", w)
   if not ws:
     raise ValueError("w must be a matrix or a tuple of at least one, got ()")
   size = axis_size(axis_name)
@@ -144,6 +151,7 @@ def all_gather_matmul(
         f"(axis {axis_name!r} has size {size}), got {name}.shape={wi.shape}, "
         f"x.shape={x.shape}"
       )
+    check_explicit(x, wi, x_travels=dim, w_travels=None)
   if dw not in ("regather", "save"):
     raise ValueError(f'dw must be "regather" or "save", got {dw!r}')
   forward, backward = routes(
@@ -164,13 +172,15 @@ def all_gather_matmul(
   operands: list[jax.Array] = []
   treedef = None
   if epilogue is not None:
+    if not callable(epilogue):
+      raise ValueError(f"epilogue must be a function, got {epilogue!r}")
     # A Partial is a pytree: its arrays are leaves and get gradients.
     if not isinstance(epilogue, jax.tree_util.Partial):
       epilogue = jax.tree_util.Partial(epilogue)
     operands, treedef = jax.tree.flatten(epilogue)
   plan = _Plan(forward, backward, save=dw == "save", epilogue=treedef)
-  x, *arrays = vary_alike(axis_name, x, *ws, *operands)
-  ws, operands = tuple(arrays[: len(ws)]), tuple(arrays[len(ws) :])
+  x, *alike = vary_alike(axis_name, x, *ws, *operands)
+  ws, operands = tuple(alike[: len(ws)]), tuple(alike[len(ws) :])
   ys = _gather_op(plan, rows_first(x, dim), ws, operands)
   ys = jax.tree.map(lambda y: undo_rows_first(y, dim, x.ndim), ys)
   return ys if isinstance(w, tuple) or epilogue is not None else ys[0]
@@ -199,14 +209,16 @@ def matmul_reduce_scatter(
   `dw = x.T @ dy`. Call inside `jax.shard_map`.
 
   Args:
-    x: `[..., F/t]`, or a tuple of inputs whose products are added up.
-    w: `[F/t, D]` row shard, or a tuple, one for each `x`.
+    x: `[..., F/t]`, or a tuple of inputs whose products are added up; floats,
+      row dims as in `all_gather_matmul`.
+    w: `[F/t, D]` row shard, or a tuple, one for each `x`; dtypes as in
+      `all_gather_matmul`.
     axis_name: mesh axis of the ring, or a tuple of axes in mesh order.
     scatter_dim: the dim of `y` that comes out sharded. Where `t` does not
       divide it, shards have the size rounded up and the last ones end in zeros.
     schedule: as in `all_gather_matmul`.
     chunks: pieces that each direction of the ring cuts a chunk into.
-    accum_dtype: dtype in which local products are summed.
+    accum_dtype: dtype in which products are summed, whatever `x` and `w` are.
     wire_dtype: dtype in which partial sums travel; the dtype of `x` if not
       given, which rounds `t - 1` times.
 
@@ -230,14 +242,8 @@ def matmul_reduce_scatter(
     >>> y.shape, float(y.max())
     ((8, 4), 16.0)
   """
-  xs = x if isinstance(x, tuple) else (x,)
-  ws = w if isinstance(w, tuple) else (w,)
+  xs, ws = pairs(x, w)
   size = axis_size(axis_name)
-  if len(xs) != len(ws) or not xs:
-    raise ValueError(
-      f"x and w must be tuples of one length, not 0, got {len(xs)} and "
-      f"{len(ws)}"
-    )
   dim = find_dim("scatter_dim", scatter_dim, "y", xs[0])
   by_rows = dim != xs[0].ndim - 1
   check_types(xs, ws)
@@ -253,6 +259,12 @@ def matmul_reduce_scatter(
         f"{(*xs[0].shape[:-1], ws[0].shape[1])}, got "
         f"{(*xi.shape[:-1], wi.shape[1])} (pair {i})"
       )
+    check_explicit(
+      xi,
+      wi,
+      x_travels=dim if by_rows else None,
+      w_travels=None if by_rows else 1,
+    )
   if by_rows:
     rows = -(-xs[0].shape[dim] // size) * size
     xs = tuple(pad(xi, dim, rows) for xi in xs)
@@ -272,8 +284,8 @@ def matmul_reduce_scatter(
     accum_dtype=accum_dtype,
     wire_dtype=wire_dtype,
   )
-  arrays = vary_alike(axis_name, *xs, *ws)
-  xs, ws = arrays[: len(xs)], arrays[len(xs) :]
+  alike = vary_alike(axis_name, *xs, *ws)
+  xs, ws = alike[: len(xs)], alike[len(xs) :]
   xs_first = tuple(rows_first(xi, dim) for xi in xs)
   y = _scatter_op(_Plan(forward, backward), xs_first, ws)
   return undo_rows_first(y, dim, xs[0].ndim)
@@ -310,7 +322,7 @@ def _gather_op_backward(plan, residuals, dout):
   # and keeps that copy alive until here.
   full = x if plan.save else ring_matmul.gather(_keep_apart(x), route)
   dws = tuple(
-    ring_matmul.outer(full, dy, route).astype(w.dtype)
+    ring_matmul.outer(full, dy, w, route.accum_dtype)
     for dy, w in zip(dys, ws, strict=True)
   )
   return dx.astype(x.dtype), dws, doperands
@@ -336,7 +348,7 @@ def _scatter_op_backward(plan, residuals, dy):
   )
   dxs = tuple(dx.astype(x.dtype) for dx, x in zip(dxs, xs, strict=True))
   dws = tuple(
-    ring_matmul.outer(x, full, route).astype(w.dtype)
+    ring_matmul.outer(x, full, w, route.accum_dtype)
     for x, w in zip(xs, ws, strict=True)
   )
   return dxs, dws

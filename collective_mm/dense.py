@@ -109,7 +109,8 @@ class ColumnDense(_Dense):
 
   Other mesh axes may shard the row dims of `x` too. The compiler must reshard
   two of them: the gathered one and, if that is another, the last one, which a
-  two-way ring halves.
+  two-way ring halves. Axes that are Explicit, which nothing reshards unasked,
+  may not shard the gathered one; of the others the ring halves a free one.
 
   Args:
     features: `F`, output features over all devices.

@@ -1,5 +1,7 @@
 """The device mesh and every call whose form differs between jax versions."""
 
+import contextlib
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -53,14 +55,17 @@ def axis_size(axis_name: AxisName) -> int:
       axes are not a tuple in mesh order.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  try:
-    size = lax.axis_size(axis_name)
-  except NameError:
+  names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+  size = None
+  if names and all(isinstance(name, str) for name in names):
+    with contextlib.suppress(NameError):
+      size = lax.axis_size(axis_name)
+  if size is None:
     raise ValueError(
       f"axis_name must be an axis of the jax.shard_map that this is called "
       f"in; axes that are manual here: {tuple(mesh.manual_axes)}, got "
       f"{axis_name!r}"
-    ) from None
+    )
   if not isinstance(axis_name, str):
     in_order = tuple(name for name in mesh.axis_names if name in axis_name)
     if axis_name != in_order:
@@ -100,18 +105,71 @@ def vary_alike(
   """
   names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   union = frozenset(names).union(*(varying_axes(x) for x in arrays))
-  return tuple(
-    lax.pcast(x, tuple(sorted(union - varying_axes(x))), to="varying")
-    if union - varying_axes(x)
-    else x
-    for x in arrays
+  return tuple(vary_over(x, union) for x in arrays)
+
+
+def vary_over(x: jax.Array, names: frozenset[str]) -> jax.Array:
+  """Marks `x` as varying over the axes `names` too."""
+  missing = tuple(sorted(names - varying_axes(x)))
+  return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def explicit_axes(x: jax.Array) -> dict[int, frozenset[str]]:
+  """The mesh axes of `AxisType.Explicit` that shard `x`, by its dims."""
+  spec = jax.typeof(x).sharding.spec
+  return {
+    dim: frozenset((axes,) if isinstance(axes, str) else axes)
+    for dim, axes in enumerate(spec)
+    if axes
+  }
+
+
+def explicit_sharding(x: jax.Array, new_dims: int = 0) -> jax.P | None:
+  """How Explicit axes shard `x`, behind new dims; None where there are none.
+
+  It is the `out_sharding` that jax asks for where it cannot tell.
+  """
+  if not jax.sharding.get_abstract_mesh().explicit_axes:
+    return None
+  return jax.P(*[None] * new_dims, *jax.typeof(x).sharding.spec)
+
+
+def all_gather(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
+  """`lax.all_gather` of `dim`, on meshes with Explicit axes as well."""
+  gather = functools.partial(
+    lax.all_gather, axis_name=axis_name, axis=dim, tiled=True
   )
+  return _seen_as_auto(gather, x)
+
+
+def psum_scatter(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
+  """`lax.psum_scatter` of `dim`, on meshes with Explicit axes as well."""
+  scatter = functools.partial(
+    lax.psum_scatter, axis_name=axis_name, scatter_dimension=dim, tiled=True
+  )
+  return _seen_as_auto(scatter, x)
+
+
+def _seen_as_auto(collective, x: jax.Array) -> jax.Array:
+  """`collective(x)`, which leaves the sharding over Explicit axes as it is.
+
+  jax 0.10 to 0.12 cannot lower `lax.psum_scatter`, to which `lax.all_gather`
+  transposes, where Explicit axes shard its input.
+  """
+  sharding = explicit_sharding(x)
+  if sharding is None:
+    return collective(x)
+  axes = jax.sharding.get_abstract_mesh().explicit_axes
+  return jax.sharding.auto_axes(collective, axes=axes, out_sharding=sharding)(x)
 
 
 def empty_like_varying(
   shape: tuple[int, ...], dtype, like: jax.Array
 ) -> jax.Array:
-  """An uninitialised array that varies over the same axes as `like`."""
-  buffer = lax.empty(shape, dtype)
-  missing = tuple(sorted(varying_axes(like)))
-  return lax.pcast(buffer, missing, to="varying") if missing else buffer
+  """An uninitialised array that varies over the same axes as `like`.
+
+  Explicit axes shard its last dims as they do those of `like`.
+  """
+  sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim)
+  buffer = lax.empty(shape, dtype, out_sharding=sharding)
+  return vary_over(buffer, varying_axes(like))

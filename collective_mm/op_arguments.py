@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from collective_mm import gate
-from collective_mm.mesh import AxisName, axis_size, device_kind
+from collective_mm.mesh import AxisName, axis_size, device_kind, explicit_axes
 from collective_mm.ring_matmul import Route
 
 SCHEDULES = ("auto", "unoverlapped", "async", "one_way", "two_way")
@@ -18,9 +19,38 @@ def pad(x: jax.Array, dim: int, size: int) -> jax.Array:
   return jnp.pad(x, [(0, missing if i == dim else 0) for i in range(x.ndim)])
 
 
+def arrays(name: str, argument) -> tuple[jax.Array, ...]:
+  """The array, or the tuple of them, that an argument must be, as a tuple."""
+  given = argument if isinstance(argument, tuple) else (argument,)
+  for array in given:
+    if not isinstance(array, jax.Array | np.ndarray):
+      raise ValueError(
+        f"{name} must be an array or a tuple of arrays, got "
+        f"{'a tuple with ' * (given is argument)}{type(array).__name__}"
+      )
+  return given
+
+
+def pairs(x, w) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """The tuples `xs` and `ws` of which an op sums the products."""
+  xs, ws = arrays("x", x), arrays("w", w)
+  if len(xs) != len(ws) or not xs:
+    raise ValueError(
+      f"x and w must be tuples of one length, not 0, got {len(xs)} and "
+      f"{len(ws)}"
+    )
+  if not all(xi.ndim for xi in xs):
+    raise ValueError("x must have features as its last dim, got x.shape=()")
+  return xs, ws
+
+
 def check_types(xs: tuple, ws: tuple) -> None:
   """Refuses dtypes that the output, which has that of `x`, cannot hold."""
   for x, w in zip(xs, ws, strict=True):
+    if not x.size or not w.size:
+      raise ValueError(
+        f"x and w must not be empty, got x.shape={x.shape}, w.shape={w.shape}"
+      )
     w_is_integer = jnp.issubdtype(w.dtype, jnp.integer)
     w_is_real = jnp.issubdtype(w.dtype, jnp.floating) or w_is_integer
     if not jnp.issubdtype(x.dtype, jnp.floating) or not w_is_real:
@@ -28,21 +58,67 @@ def check_types(xs: tuple, ws: tuple) -> None:
         f"x must have a floating dtype and w a floating or integer one, got "
         f"x.dtype={x.dtype}, w.dtype={w.dtype}"
       )
-    if any(any(jax.typeof(a).sharding.spec) for a in (x, w)):
-      raise NotImplementedError(
-        f"x and w may be sharded over mesh axes that are manual or "
-        f"AxisType.Auto, not yet Explicit, got x: {jax.typeof(x)}, w: "
-        f"{jax.typeof(w)}"
+
+
+def check_explicit(
+  x: jax.Array, w: jax.Array, *, x_travels: int | None, w_travels: int | None
+) -> None:
+  """Refuses Explicit axes where only a reshard, which is not asked for, helps.
+
+  Args:
+    x, w: the two factors of a product.
+    x_travels, w_travels: the dim that the ring gathers or scatters, if it is
+      one of theirs.
+  """
+  for name, array, *whole in (
+    ("x", x, x.ndim - 1, x_travels),
+    ("w", w, 0, w_travels),
+  ):
+    if explicit_axes(array).keys() & whole:
+      raise ValueError(
+        f"Explicit mesh axes must not shard dims of {name} that are contracted "
+        f"or travel, {sorted({d for d in whole if d is not None})}: use "
+        f"jax.reshard before, got {name}: {jax.typeof(array)}"
       )
+  rows, columns = (
+    frozenset().union(*explicit_axes(array).values()) for array in (x, w)
+  )
+  if rows & columns:
+    raise ValueError(
+      f"Explicit mesh axes must not shard rows of x and columns of w alike: "
+      f"use jax.reshard before, got x: {jax.typeof(x)}, w: {jax.typeof(w)}"
+    )
 
 
 def find_dim(name: str, dim: int, of: str, x: jax.Array) -> int:
   """`dim` counted from the front, checked."""
-  if x.ndim < 1 or not -x.ndim <= dim < x.ndim:
+  if not _is_whole_number(dim) or x.ndim < 1 or not -x.ndim <= dim < x.ndim:
     raise ValueError(
-      f"{name} must be a dim of {of}, from {-x.ndim} to {x.ndim - 1}, got {dim}"
+      f"{name} must be a dim of {of}, from {-x.ndim} to {x.ndim - 1}, got "
+      f"{dim!r}"
     )
   return dim % x.ndim
+
+
+def find_dtype(name: str, dtype: jax.typing.DTypeLike) -> jnp.dtype:
+  """The dtype in which an op computes, which must be floating."""
+  try:
+    found = None if dtype is None else jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(f"{name} must be a floating dtype, got {dtype!r}")
+  return found
+
+
+def check_chunks(chunks: int) -> None:
+  """Refuses what is not a number of pieces."""
+  if not _is_whole_number(chunks) or chunks < 1:
+    raise ValueError(f"chunks must be a whole number from 1, got {chunks!r}")
+
+
+def _is_whole_number(n) -> bool:
+  return isinstance(n, int | np.integer) and not isinstance(n, bool)
 
 
 def routes(
@@ -74,9 +150,10 @@ def routes(
       f"schedule must be one of {', '.join(SCHEDULES)}, or a pair (forward, "
       f"backward) of them, got {schedule!r}"
     )
-  if not isinstance(chunks, int) or chunks < 1:
-    raise ValueError(f"chunks must be a whole number from 1, got {chunks!r}")
-  wire_dtype = None if wire_dtype is None else jnp.dtype(wire_dtype)
+  check_chunks(chunks)
+  accum_dtype = find_dtype("accum_dtype", accum_dtype)
+  if wire_dtype is not None:
+    wire_dtype = find_dtype("wire_dtype", wire_dtype)
   by_rows = dim != like.ndim - 1
 
   def chosen(i: int) -> str:
@@ -96,21 +173,36 @@ def routes(
     )
     return decision.schedule[i]
 
-  # Lanes divide the innermost row dim: outer ones may be sharded over other
-  # mesh axes, and a cut through those would make the compiler reshard.
-  innermost_row_dim = max(like.ndim - 2, 0)
+  split_dim = _split_dim(like, dim)
   return tuple(
     Route(
       axis_name=axis_name,
       by_rows=by_rows,
-      split_dim=0 if dim == innermost_row_dim else innermost_row_dim,
+      split_dim=split_dim,
       schedule=chosen(i),
       chunks=chunks,
-      accum_dtype=jnp.dtype(accum_dtype),
+      accum_dtype=accum_dtype,
       wire_dtype=wire_dtype,
     )
     for i in (0, 1)
   )
+
+
+def innermost_row_dim(x: jax.Array) -> int:
+  """The innermost row dim that no Explicit axis shards, or just the innermost.
+
+  Outer ones may be sharded over other mesh axes too: where those are Auto,
+  a cut through them would make the compiler reshard.
+  """
+  free = set(range(x.ndim - 1)) - explicit_axes(x).keys()
+  return max(free, default=x.ndim - 2)
+
+
+def _split_dim(x: jax.Array, dim: int) -> int:
+  """The row dim of `rows_first(x, dim)` that lanes divide."""
+  innermost = innermost_row_dim(x)
+  is_behind = innermost < dim < x.ndim - 1
+  return 0 if innermost == dim else max(innermost + is_behind, 0)
 
 
 def rows_first(x: jax.Array, dim: int) -> jax.Array:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 
+from collective_mm import placement
 from collective_mm.chips import ChipLink
 
 SCHEDULES = ("unoverlapped", "one_way", "two_way", "async")
@@ -305,8 +306,9 @@ def _links(chip: ChipLink, size: int) -> tuple[int, int]:
   """
   chips = max(size // chip.devices, 1)
   sides = min(_blocks(chips, chip.torus_dims), key=lambda s: (max(s), s))
+  around = placement.wraps(chip.kind, sides)
   links = [
-    2 if side % chip.wraps_every == 0 else 1 for side in sides if side > 1
+    1 + wraps for side, wraps in zip(sides, around, strict=True) if side > 1
   ]
   return max(sum(links), 1), max(len(links), 1)
 

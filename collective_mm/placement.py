@@ -344,3 +344,36 @@ def _on_torus(devices: Iterable[Any]) -> bool:
 
 def _slice_index(device: Any) -> int:
   return getattr(device, "slice_index", None) or 0
+
+
+def axis_rings(mesh: Any, axis_name: str) -> tuple[int, ...]:
+  """The rings along torus dims that a mesh axis is made of, outermost first.
+
+  An axis that runs through a block of 4 x 2 chips row by row is rings of two
+  side by side within a ring of four, (4, 2). One that follows no such lattice,
+  or whose devices have no `coords`, is one ring.
+  """
+  grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
+  devices = grid.reshape(len(grid), -1)[:, 0]
+  whole = (len(devices),)
+  if not _on_torus(devices):
+    return whole
+  spots = np.array([(*d.coords, d.core_on_chip) for d in devices])
+  rings, stride = [], 1
+  while stride < len(devices):
+    hop, size = spots[stride] - spots[0], 1
+    while size * stride < len(devices) and np.array_equal(
+      spots[size * stride] - spots[0], size * hop
+    ):
+      size += 1
+    rings.insert(0, size)
+    stride *= size
+  # Every device must be where these steps lead.
+  if stride != len(devices):
+    return whole
+  places = np.stack(np.unravel_index(np.arange(stride), rings), axis=-1)
+  strides = [math.prod(rings[i + 1 :]) for i in range(len(rings))]
+  hops = spots[strides] - spots[0]
+  return (
+    tuple(rings) if np.array_equal(spots, spots[0] + places @ hops) else whole
+  )

@@ -53,15 +53,46 @@ def split_lanes(
   )
 
 
-def shift(x: jax.Array, axis_name: AxisName, direction: int) -> jax.Array:
-  """Sends `x` to the next device in `direction`: one `ppermute`."""
-  size = lax.axis_size(axis_name)
-  pairs = [(d, (d + direction) % size) for d in range(size)]
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Rings within an axis: `size` devices each, `stride` apart.
+
+  An axis of 16 that goes 4 x 4 over a torus is rings `Part(4, 1)`, of
+  neighbours along it, and rings `Part(4, 4)` across those.
+  """
+
+  size: int
+  stride: int
+
+  def index(self, axis_name: AxisName) -> jax.Array:
+    """This device's place in its ring."""
+    index = lax.axis_index(axis_name)
+    return lax.rem(lax.div(index, self.stride), self.size)
+
+
+def shift(
+  x: jax.Array,
+  axis_name: AxisName,
+  direction: int,
+  part: Part | None = None,
+) -> jax.Array:
+  """Sends `x` to the device `direction` places on: one `ppermute`."""
+  devices = lax.axis_size(axis_name)
+  part = part or Part(devices, 1)
+  pairs = []
+  for d in range(devices):
+    place = d // part.stride % part.size
+    after = (place + direction) % part.size
+    pairs.append((d, d + (after - place) * part.stride))
   return lax.ppermute(x, axis_name, pairs)
 
 
 def gathered(
-  x: jax.Array, lanes: tuple[Lane, ...], axis_name: AxisName, dim: int = 0
+  x: jax.Array,
+  lanes: tuple[Lane, ...],
+  axis_name: AxisName,
+  dim: int = 0,
+  part: Part | None = None,
 ) -> Iterator[tuple[jax.Array, Lane, jax.Array]]:
   """Yields `(owner, lane, piece)` for every piece of the gathered `x`.
 
@@ -74,8 +105,10 @@ def gathered(
     lanes: from `split_lanes(x.shape[dim], ...)`.
     axis_name: mesh axis of the ring.
     dim: the dim of `x` that the lanes divide.
+    part: the ring in the axis; all of it if not given.
   """
-  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  part = part or Part(lax.axis_size(axis_name), 1)
+  size, index = part.size, part.index(axis_name)
   held = [
     lax.slice_in_dim(x, lane.start, lane.stop, axis=dim) for lane in lanes
   ]
@@ -83,7 +116,7 @@ def gathered(
     arriving = []
     if step < size - 1:
       arriving = [
-        shift(piece, axis_name, lane.direction)
+        shift(piece, axis_name, lane.direction, part)
         for piece, lane in zip(held, lanes, strict=True)
       ]
     for piece, lane in zip(held, lanes, strict=True):
@@ -97,6 +130,7 @@ def scattered(
   axis_name: AxisName,
   *,
   wire_dtype: jax.typing.DTypeLike,
+  part: Part | None = None,
 ) -> list[jax.Array]:
   """Sums one share per device over the ring, each piece to its owner.
 
@@ -110,11 +144,13 @@ def scattered(
     lanes: from `split_lanes`.
     axis_name: mesh axis of the ring.
     wire_dtype: the dtype in which sums travel.
+    part: the ring in the axis; all of it if not given.
 
   Returns:
     This device's reduced piece of each lane, as `add_share` made it.
   """
-  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  part = part or Part(lax.axis_size(axis_name), 1)
+  size, index = part.size, part.index(axis_name)
   arrived: list[jax.Array | None] = [None] * len(lanes)
   for step in range(size):
     sums = [
@@ -123,7 +159,7 @@ def scattered(
     ]
     if step < size - 1:
       arrived = [
-        shift(s.astype(wire_dtype), axis_name, lane.direction)
+        shift(s.astype(wire_dtype), axis_name, lane.direction, part)
         for s, lane in zip(sums, lanes, strict=True)
       ]
   return sums

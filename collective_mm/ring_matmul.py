@@ -23,7 +23,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_mm import ring
-from collective_mm.mesh import AxisName, empty_like_varying
+from collective_mm.mesh import (
+  AxisName,
+  all_gather,
+  empty_like_varying,
+  explicit_sharding,
+  psum_scatter,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +89,36 @@ class Route:
 
 
 def dot(
-  x: jax.Array, w: jax.Array, route: Route, *, transpose: bool = False
+  x: jax.Array, w: jax.Array, accum_dtype: jnp.dtype, *, transpose: bool = False
 ) -> jax.Array:
   """`x @ w`, or `x @ w.T`, in the accumulation dtype."""
-  dims = (((x.ndim - 1,), (1 if transpose else 0,)), ((), ()))
-  return lax.dot_general(x, w, dims, preferred_element_type=route.accum_dtype)
+  contracted = 1 if transpose else 0
+  sharding = explicit_sharding(x)
+  if sharding is not None:
+    sharding = jax.P(*sharding[:-1], explicit_sharding(w)[1 - contracted])
+  return lax.dot_general(
+    x,
+    w,
+    (((x.ndim - 1,), (contracted,)), ((), ())),
+    preferred_element_type=accum_dtype,
+    out_sharding=sharding,
+  )
 
 
-def outer(x: jax.Array, dy: jax.Array, route: Route) -> jax.Array:
-  """`x.T @ dy` over all rows, in the accumulation dtype, a gradient of `w`."""
+def outer(
+  x: jax.Array, dy: jax.Array, w: jax.Array, accum_dtype: jnp.dtype
+) -> jax.Array:
+  """`x.T @ dy` over all rows: the gradient of `w`, in its dtype."""
   rows = tuple(range(x.ndim - 1))
-  dims = ((rows, rows), ((), ()))
-  return lax.dot_general(x, dy, dims, preferred_element_type=route.accum_dtype)
+  dw = lax.dot_general(
+    x,
+    dy,
+    ((rows, rows), ((), ())),
+    preferred_element_type=accum_dtype,
+    # Rows may be sharded over Explicit axes: the sum over them is asked for.
+    out_sharding=explicit_sharding(w),
+  )
+  return dw.astype(w.dtype)
 
 
 def gather(x: jax.Array, route: Route) -> jax.Array:
@@ -121,8 +145,11 @@ def gather_matmul(
     loop = _gather_rows if route.by_rows else _gather_features
     return loop(x, ws, route, transpose, keep, finish)
   dim = 0 if route.by_rows else x.ndim - 1
-  full = lax.all_gather(x, route.axis_name, axis=dim, tiled=True)
-  ys = [dot(full, w, route, transpose=transpose).astype(x.dtype) for w in ws]
+  full = all_gather(x, route.axis_name, dim)
+  ys = [
+    dot(full, w, route.accum_dtype, transpose=transpose).astype(x.dtype)
+    for w in ws
+  ]
   return finish(tuple(ys)), full if keep else None
 
 
@@ -132,7 +159,10 @@ def _gather_rows(x, ws, route, transpose, keep, finish):
   for owner, lane, piece in ring.gathered(
     x, lanes, route.axis_name, route.split_dim
   ):
-    ys = [dot(piece, w, route, transpose=transpose).astype(x.dtype) for w in ws]
+    ys = [
+      dot(piece, w, route.accum_dtype, transpose=transpose).astype(x.dtype)
+      for w in ws
+    ]
     done = finish(tuple(ys))
     if outs is None:
       outs = jax.tree.map(lambda leaf: _chunk_buffer(x, leaf, route), done)
@@ -176,7 +206,7 @@ def _gather_features(x, ws, route, transpose, keep, finish):
     for w in ws:
       axis = 1 if transpose else 0
       w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)
-      products.append(dot(piece, w, route, transpose=transpose))
+      products.append(dot(piece, w, route.accum_dtype, transpose=transpose))
     if lane in sums:
       products = [a + b for a, b in zip(sums[lane], products, strict=True)]
     sums[lane] = products
@@ -204,11 +234,11 @@ def matmul_scatter(
   wire_dtype = route.wire_dtype or dtype
   if not route.rings_scatter:
     y = sum(
-      dot(x, w, route, transpose=transpose) for x, w in zip(xs, ws, strict=True)
+      dot(x, w, route.accum_dtype, transpose=transpose)
+      for x, w in zip(xs, ws, strict=True)
     ).astype(wire_dtype)
     dim = 0 if route.by_rows else y.ndim - 1
-    y = lax.psum_scatter(y, route.axis_name, scatter_dimension=dim, tiled=True)
-    return y.astype(dtype)
+    return psum_scatter(y, route.axis_name, dim).astype(dtype)
 
   chunk = xs[0].shape
   if route.by_rows:
@@ -234,7 +264,7 @@ def matmul_scatter(
         axis = 0 if transpose else 1
         w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)
         x = lax.slice_in_dim(x, lane.start, lane.stop, axis=route.split_dim)
-      product = dot(x, w, route, transpose=transpose)
+      product = dot(x, w, route.accum_dtype, transpose=transpose)
       total = product if total is None else total + product
     return total
 

@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_mm import all_gather_matmul, matmul_reduce_scatter
+from collective_mm import (
+  all_gather_matmul,
+  matmul_reduce_scatter,
+  prefetch_scan,
+)
+from collective_mm.placement import axis_rings
 from models.patches import patchify
 from models.sharding import data_dim, param_specs
 from models.vit_config import ViTConfig
@@ -33,7 +38,8 @@ class ShardedViT:
     layout: "tokens" or "features", as in the module's docstring.
     schedule: of every ring, as in `collective_mm.all_gather_matmul`.
     compute_dtype: of matmul operands and of the tokens between blocks.
-    remat: recompute each block in backward instead of saving its inside.
+    remat: recompute each block in backward, with weights that are gathered a
+      block ahead, instead of saving its inside and its gathered weights.
   """
 
   def __init__(
@@ -52,6 +58,7 @@ class ShardedViT:
     self.remat = remat
     self.specs = param_specs(cfg, mesh)
     self.model_size = mesh.shape["model"]
+    self.data_rings = axis_rings(mesh, "data")
     # The dim of x[rows, D] that is sharded over the model axis.
     self.dim = -1 if self.by_features else 0
     self._gather_matmul = functools.partial(
@@ -80,10 +87,7 @@ class ShardedViT:
     """
     cfg, specs = self.cfg, self.specs
     x = self._embed(params["embed"], images)
-    block = functools.partial(self._block, specs=specs["blocks"])
-    if self.remat:
-      block = jax.checkpoint(block)
-    x, max_logits = lax.scan(block, x, params["blocks"])
+    x, max_logits = self._blocks(x, params["blocks"], specs["blocks"])
     x = self._norm(x, params["norm"])
     if cfg.pool:
       z = self._pool(x, params["pool"], specs["pool"])
@@ -110,11 +114,35 @@ class ShardedViT:
     x = x.reshape(-1, x.shape[-1]).astype(self.dtype)
     return x
 
-  def _block(self, x, layer, specs):
-    """One encoder block; x[B_dm * S, D] or x[B_d * S, D_m]."""
+  def _blocks(self, x, params, specs):
+    """All encoder blocks, and the largest attention logit of each."""
+    if self.remat:
+      return prefetch_scan(
+        self._block,
+        x,
+        params,
+        specs=specs,
+        has_aux=True,
+        gather_dtype=self.dtype,
+        rings=self.data_rings,
+      )
     specs = jax.tree.map(lambda spec: jax.P(*spec[1:]), specs)
+
+    def block(x, params):
+      whole = {
+        name: layer | {"kernel": self._kernel(layer, specs[name])}
+        if "kernel" in layer
+        else layer
+        for name, layer in params.items()
+      }
+      return self._block(whole, x)
+
+    return lax.scan(block, x, params)
+
+  def _block(self, layer, x):
+    """One encoder block; x[B_dm * S, D] or x[B_d * S, D_m]."""
     kernel = {
-      name: self._kernel(layer[name], specs[name])
+      name: layer[name]["kernel"].astype(self.dtype)
       for name in ("q", "k", "v", "mlp_in", "attention_out", "mlp_out")
     }
     y = self._norm(x, layer["norm"])
@@ -153,7 +181,7 @@ class ShardedViT:
     if self.cfg.qk_norm:
       q, k = _norm(q, layer["q_norm"]), _norm(k, layer["k_norm"])
     out, max_logit = _attend(q, k, v, self.dtype)
-    return out.reshape(-1, out.shape[-1]), max_logit
+    return out.reshape(-1, out.shape[-1]), lax.stop_gradient(max_logit)
 
   def _pool(self, x, pool, specs):
     """Pools tokens by one attention query: -> pooled[B_d, D_m]."""

@@ -11,7 +11,7 @@ ViT-22B on a TPU slice of 1,024 chips, started on every host:
 
     python -m profiling.bench_vit --distributed --model=vit_22b --mesh=256,4 \
       --batch=65536 --dtype=bfloat16 --remat --optimizer=adafactor \
-      --schedules=unoverlapped,auto_async --trace_dir=trace --out_dir=results
+      --schedules=unoverlapped,auto --trace_dir=trace --out_dir=results
 
 `--out_dir` gets `results.jsonl`, TensorBoard events and `table.md`;
 `--trace_dir` a profiler trace in which each step bears its method's name.

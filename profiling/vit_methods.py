@@ -23,7 +23,7 @@ from models.vit_reference import forward
 
 PLAIN = "plain"
 """The single-device twin, where there is one device."""
-_BARE = ("unoverlapped", "auto", PLAIN)
+_BARE = ("unoverlapped", PLAIN)
 """Methods that are compiled without `gate.compiler_options`."""
 
 

@@ -32,6 +32,7 @@ class Case:
     outer: output features of each weight, likewise.
     dim: the dim that is gathered or scattered, from the end.
     short: how far the sharded dim ends before the last shard does, below `t`.
+    across: of the ring, over a mesh axis before `model`, which it divides.
     whole: draw from -1, 0 and 1, whose sums every dtype holds exactly, else
       unit normals.
   """
@@ -43,6 +44,7 @@ class Case:
   outer: tuple[int, ...]
   dim: int = -1
   short: int = 0
+  across: int = 1
   whole: bool = False
   dtype: str = "float32"
   check_vma: bool = True
@@ -52,10 +54,24 @@ class Case:
     return f"{self.op}-{self.size}-{self.rows}-{self.dim}-{self.dtype}"
 
   @property
+  def axis(self) -> str | tuple[str, str]:
+    """The mesh axis of the ring, or axes."""
+    return "model" if self.across == 1 else ("data", "model")
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """A mesh that is the ring and nothing else."""
+    return make_mesh(
+      data=self.across,
+      model=self.size // self.across,
+      devices=jax.devices()[: self.size],
+    )
+
+  @property
   def op_options(self) -> dict[str, Any]:
     """The keyword arguments of the op."""
     named = dict.fromkeys(DIM_NAMES[self.op], self.dim)
-    return {"axis_name": "model"} | named | dict(self.options)
+    return {"axis_name": self.axis} | named | dict(self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +118,8 @@ def _gather(case, draw):
   height = x.shape[-1] - (0 if by_rows else case.short)
   ws = tuple(draw(height, n * t) for n in case.outer)
   dys = tuple(draw(*rows, n * t) for n in case.outer)
-  last = jax.P(*[None] * len(rows), "model")
-  in_specs = _sharded(x.ndim, case.dim), (jax.P(None, "model"),) * len(ws)
+  last = jax.P(*[None] * len(rows), case.axis)
+  in_specs = _sharded(x.ndim, case), (jax.P(None, case.axis),) * len(ws)
   return x, ws, dys, in_specs, (last,) * len(ws)
 
 
@@ -132,9 +148,9 @@ def _scatter(case, draw):
   if not scatters:
     # With check_vma=False jax hands each device a `t`-th of it: stays whole.
     dy = dy * t
-  last = jax.P(*[None] * len(rows), "model")
-  out_specs = _sharded(dy.ndim, case.dim) if scatters else jax.P()
-  in_specs = (last,) * len(xs), (jax.P("model", None),) * len(ws)
+  last = jax.P(*[None] * len(rows), case.axis)
+  out_specs = _sharded(dy.ndim, case) if scatters else jax.P()
+  in_specs = (last,) * len(xs), (jax.P(case.axis, None),) * len(ws)
   return xs, ws, dy, in_specs, out_specs
 
 
@@ -146,9 +162,9 @@ def _solve_scatter(xs, ws, dy, shape):
   return _round_up(y, shape), (dxs, dws)
 
 
-def _sharded(ndim, dim):
+def _sharded(ndim, case):
   spec = [None] * ndim
-  spec[dim] = "model"
+  spec[case.dim] = case.axis
   return jax.P(*spec)
 
 
@@ -197,11 +213,10 @@ def apply(case: Case, given: Problem, module=collective_mm):
 
 def sharded_op(case: Case, given: Problem, module=collective_mm) -> Callable:
   """The op as a function of the global `x` and `w`."""
-  mesh = make_mesh(data=1, model=case.size, devices=jax.devices()[: case.size])
   op = getattr(module, case.op)
   return jax.shard_map(
     lambda x, w: op(x, w, **case.op_options),
-    mesh=mesh,
+    mesh=case.mesh,
     in_specs=given.in_specs,
     out_specs=given.out_specs,
     check_vma=case.check_vma,
@@ -222,8 +237,8 @@ def assert_right(case: Case, seed: int = 0) -> None:
   """Asserts values and gradients against float64, one place at a time.
 
   Sums of `n` products whose squares add up to `s` wander to about `sqrt(s)`;
-  there, `n` roundings to float32 and one to the case's dtype at each of `t`
-  devices and at the end are allowed 8 standard deviations.
+  there, `n` roundings to the dtype of sums and one to that of the wire at each
+  of `t` devices and at the end are allowed 8 standard deviations.
   """
   given = problem(case, seed)
   got = apply(case, given)
@@ -241,10 +256,13 @@ def assert_right(case: Case, seed: int = 0) -> None:
   squares = given.solve(*jax.tree.map(np.square, exact))
   terms = given.solve(*jax.tree.map(np.ones_like, exact))
 
+  options = dict(case.options)
+  summed = _ULPS[options.get("accum_dtype", "float32")] / 2
+  sent = _ULPS[options.get("wire_dtype") or case.dtype] / 2
+  sent = max(sent, _ULPS[case.dtype] / 2)
+
   def check(a, b, squares, terms):
-    unit = np.sqrt(terms) * 2.0**-24 + (case.size + 1) ** 0.5 * (
-      _ULPS[case.dtype] / 2
-    )
+    unit = np.sqrt(terms) * summed + (case.size + 1) ** 0.5 * sent
     allowed = 8 * unit * np.sqrt(squares)
     excess = np.abs(np.asarray(a, np.float64) - b) - allowed
     assert excess.max() <= 0, (case, excess.max())

@@ -5,14 +5,13 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import HealthCheck, given, settings
+from drawn_cases import SETTINGS, cases
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import Case, assert_right, problem, sharded_op
 
 from collective_mm import make_mesh, matmul_all_reduce
 from collective_mm.mesh import varying_axes
-
-SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 def case_of(size, rows, outer=(4,), check_vma=True, whole=True, **options):
@@ -22,36 +21,15 @@ def case_of(size, rows, outer=(4,), check_vma=True, whole=True, **options):
   )  # fmt: skip
 
 
-@st.composite
-def cases(draw):
-  # Tuples of inputs share the width of `y`, the first of `outer`.
-  schedules = ("auto", "unoverlapped", "async", "one_way", "two_way")
-  return Case(
-    op="matmul_all_reduce",
-    size=draw(st.sampled_from((1, 2, 3, 4, 5, 6, 8))),
-    rows=tuple(draw(st.lists(st.integers(1, 6), max_size=3))),
-    inner=draw(st.integers(1, 6)),
-    outer=tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=2))),
-    whole=draw(st.booleans()),
-    dtype=draw(st.sampled_from(("float32", "bfloat16", "float16"))),
-    check_vma=draw(st.booleans()),
-    options=(
-      ("chunks", draw(st.integers(1, 3))),
-      ("schedule", draw(st.sampled_from(schedules))),
-      ("wire_dtype", draw(st.sampled_from((None, "float32")))),
-    ),
-  )
-
-
 @settings(max_examples=30, **SETTINGS)
-@given(case=cases(), seed=st.integers(0, 2**16))
+@given(case=cases("matmul_all_reduce"), seed=st.integers(0, 2**16))
 def test_any_case_equals_float64(case, seed):
   assert_right(case, seed)
 
 
 @pytest.mark.long
 @settings(max_examples=300, **SETTINGS)
-@given(case=cases(), seed=st.integers(0, 2**16))
+@given(case=cases("matmul_all_reduce"), seed=st.integers(0, 2**16))
 def test_many_more_cases_equal_float64(case, seed):
   assert_right(case, seed)
 

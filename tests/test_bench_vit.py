@@ -109,7 +109,7 @@ def test_two_processes_make_one_mesh_and_the_first_one_speaks():
     (["--mesh=8"], "--mesh must be two whole numbers, data,model, got 8"),
     (["--mesh=1,8"], "the model axis must divide heads: heads=4"),
     (["--batch=12"], "the mesh must divide the batch: batch=12"),
-    (["--schedules=none"], "--schedules must be some of auto,auto_async,"),
+    (["--schedules=none"], "--schedules must be some of auto,unoverlapped,"),
     (["--layout=rows"], "--layout=rows: value should be one of"),
     (["--rounds=0"], "--rounds=0: 0 is not a positive integer"),
     (["--blocks=4"], "Unknown command line flag 'blocks'"),

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from drawn_cases import SETTINGS, cases
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxpr_walk import equations
 from op_cases import (
@@ -29,42 +30,6 @@ from collective_mm.mesh import varying_axes
 
 OPS = ("all_gather_matmul", "matmul_reduce_scatter")
 SCHEDULES = ("unoverlapped", "async", "one_way", "two_way")
-SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-
-
-@st.composite
-def cases(draw, op):
-  size = draw(st.sampled_from((1, 2, 3, 4, 5, 6, 8)))
-  rows = draw(st.lists(st.integers(1, 4), max_size=3))
-  dim = draw(st.integers(-1 - len(rows), -1))
-  inner = draw(st.integers(1, 6))
-  outer = draw(st.lists(st.integers(1, 6), min_size=1, max_size=2))
-  schedule = st.sampled_from(("auto", *SCHEDULES))
-  options = {
-    "schedule": draw(st.one_of(schedule, st.tuples(schedule, schedule))),
-    # Many lanes of a large ring take long to compile and show nothing new.
-    "chunks": draw(st.integers(1, 3 if size < 5 else 1)),
-  }
-  # What may be missing from the last shard, or shards.
-  if op == "all_gather_matmul":
-    options["dw"] = draw(st.sampled_from(("regather", "save")))
-    most = min(size, inner) - 1 if dim == -1 else 0
-  else:
-    options["wire_dtype"] = draw(st.sampled_from((None, "float32")))
-    most = size - 1
-  return Case(
-    op=op,
-    size=size,
-    rows=tuple(rows),
-    inner=inner,
-    outer=tuple(outer),
-    dim=dim,
-    short=draw(st.integers(0, most)),
-    whole=draw(st.booleans()),
-    dtype=draw(st.sampled_from(("float32", "bfloat16", "float16"))),
-    check_vma=draw(st.booleans()),
-    options=tuple(sorted(options.items())),
-  )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -330,7 +295,7 @@ def _call(op, x, w, mesh=None, specs=None, **options):
     ),
     (
       matmul_reduce_scatter, (), (), {"scatter_dim": 0},
-      r"scatter_dim must be a dim of y, from 0 to -1, got 0",
+      r"x must have features as its last dim, got x.shape=\(\)",
     ),
     (
       all_gather_matmul, (4, 6), (6, 8),

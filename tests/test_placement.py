@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from collective_mm.mesh import make_mesh
-from collective_mm.placement import hops, longest_hop, ring_order, wraps
+from collective_mm.placement import (
+  axis_rings,
+  hops,
+  longest_hop,
+  ring_order,
+  wraps,
+)
 
 MEGACORE = {
   "chip_config_name": "megacore",
@@ -357,3 +363,24 @@ def test_devices_without_coordinates_are_grouped_by_process():
     [0, 2, 4, 6],
     [1, 3, 5, 7],
   ]
+
+
+@pytest.mark.parametrize(
+  ("name", "model", "rings"),
+  [
+    ("v4:4x4x4", 1, (4, 4, 4)),
+    ("v4:4x4x4", 4, (4, 2, 2)),
+    ("v5e:8x8", 4, (4, 4)),
+    ("v5e:2x4", 1, (4, 2)),
+    ("v5e:2x4", 8, ()),
+  ],
+)
+def test_axis_rings_follow_the_torus(name, model, rings):
+  options = MEGACORE if name.startswith("v4") else {}
+  devices = topology(name, **options)
+  mesh = make_mesh(data=len(devices) // model, model=model, devices=devices)
+  assert axis_rings(mesh, "data") == rings
+
+
+def test_an_axis_off_the_torus_is_one_ring():
+  assert axis_rings(make_mesh(data=8, model=1), "data") == (8,)

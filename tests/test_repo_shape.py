@@ -33,6 +33,9 @@ ORDER = (
   "collective",
   "all_reduce",
   "dense",
+  "weights",
+  "prefetch_checks",
+  "prefetch",
   "hlo_groups",
   "hlo",
   "hlo_flow",
@@ -52,6 +55,7 @@ PUBLIC = [
   "matmul_all_reduce",
   "matmul_reduce_scatter",
   "overlap_report",
+  "prefetch_scan",
 ]
 
 

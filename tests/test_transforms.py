@@ -272,31 +272,6 @@ def test_data_axis_is_left_to_the_compiler(name, is_set, check_vma):
   assert y.sharding.is_equivalent_to(want, y.ndim)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_explicit_data_axis_is_not_built(name):
-  mesh = jax.make_mesh(
-    (2, 4), ("data", "model"), axis_types=(AXIS_TYPES.Explicit,) * 2
-  )
-  (x_spec, w_spec), out_spec = specs_of(name)
-  f = jax.shard_map(
-    functools.partial(OPS[name], axis_name="model"),
-    mesh=mesh,
-    in_specs=(x_spec, w_spec),
-    out_specs=out_spec,
-    axis_names={"model"},
-  )
-  spec = P(x_spec[0], "data") if x_spec[0] else P("data", "model")
-  x = jax.device_put(whole(8, 8), jax.NamedSharding(mesh, spec))
-  w = jax.device_put(whole(8, 4), jax.NamedSharding(mesh, w_spec))
-  with (
-    jax.set_mesh(mesh),
-    pytest.raises(
-      NotImplementedError, match=r"not yet Explicit, got x: .*data"
-    ),
-  ):
-    jit(f)(x, w)
-
-
 @pytest.mark.parametrize("names", [("data", "model"), ("z", "a")])
 @pytest.mark.parametrize("schedule", ["unoverlapped", "one_way", "two_way"])
 @pytest.mark.parametrize("name", OPS)

@@ -1,0 +1,227 @@
+"""Gathers one layer's weights over an axis, and reduces their gradients.
+
+Each way has two backends: the compiler's own collective, and rings of permutes
+along the dims of the torus, one after the other. A weight has one dim that is
+cut over the axis, or none: then every device holds it whole and nothing is
+sent. Small weights of a dtype share one send.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from collective_mm import ring
+from collective_mm.mesh import AxisName, empty_like_varying, varying_axes
+
+# Bytes of a shard. On the wire it takes about as long as the latency of a hop,
+# some 5 us at 45 GB/s.
+SMALL = 1 << 18
+# The longest ring of which each share goes straight to its owner. A link then
+# carries size / 8 of the whole in the dtype of the gradients; passed on it is
+# 1 / 2 in the dtype of sums, which have to be read and written at every hop.
+EXCHANGE = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wire:
+  """How the weights of a layer travel; known at trace time.
+
+  Attributes:
+    axis_name: mesh axis, or axes in mesh order, that cuts the weights.
+    shapes: of each shard of a layer.
+    dims: of each weight the dim that is cut, None for one that lies whole.
+    groups: the cut weights that travel together.
+    reduced_groups: those of them that have gradients.
+    gather_dtype: floating weights are rounded to it before they travel; None
+      leaves them as they are.
+    reduce_dtype: gradients are summed in it.
+    gather_by: "native" or "ring".
+    reduce_by: "native" or "ring".
+    parts: the rings that the axis is made of, outermost first.
+  """
+
+  axis_name: AxisName
+  shapes: tuple[tuple[int, ...], ...]
+  dims: tuple[int | None, ...]
+  groups: tuple[tuple[int, ...], ...]
+  reduced_groups: tuple[tuple[int, ...], ...]
+  gather_dtype: jnp.dtype | None
+  reduce_dtype: jnp.dtype
+  gather_by: str
+  reduce_by: str
+  parts: tuple[ring.Part, ...]
+
+  def gather(self, shards: Sequence[jax.Array]) -> list[jax.Array]:
+    """The whole weights, from this device's shards of them."""
+    whole = [
+      x if dim is None else rounded(x, self.gather_dtype)
+      for x, dim in zip(shards, self.dims, strict=True)
+    ]
+    # Without the barrier the compiler may send first and round then.
+    whole = list(lax.optimization_barrier(tuple(whole)))
+    for group in self.groups:
+      rows = [jnp.moveaxis(whole[i], self.dims[i], 0) for i in group]
+      if len(group) == 1:
+        gathered = [self._gather(rows[0])]
+      else:
+        flat = jnp.concatenate([x.reshape(1, -1) for x in rows], axis=1)
+        gathered = _split(self._gather(flat), [x.shape for x in rows])
+        gathered = [
+          y.reshape(-1, *x.shape[1:])
+          for y, x in zip(gathered, rows, strict=True)
+        ]
+      for i, y in zip(group, gathered, strict=True):
+        whole[i] = jnp.moveaxis(y, 0, self.dims[i])
+    return whole
+
+  @property
+  def stages(self) -> int:
+    """How many sends a reduction is, one after the other."""
+    return 1 if self.reduce_by == "native" else max(len(self.parts), 1)
+
+  def pack(self, grads: Sequence[jax.Array | None]) -> list[jax.Array]:
+    """What goes into the first stage: one array[t * rows, ...] a group.
+
+    Gradients of weights that lie whole are not summed here and do not go in.
+    """
+    packed = []
+    for group in self.reduced_groups:
+      rows = [jnp.moveaxis(grads[i], self.dims[i], 0) for i in group]
+      if len(group) > 1:
+        size = lax.axis_size(self.axis_name)
+        rows = [jnp.concatenate([x.reshape(size, -1) for x in rows], axis=1)]
+      packed += rows
+    return packed
+
+  def stage(self, number: int, packed: list[jax.Array]) -> list[jax.Array]:
+    """Sums over the devices of one ring; the last stage leaves our shards."""
+    if self.reduce_by == "native":
+      return [
+        lax.psum_scatter(
+          x.astype(self.reduce_dtype),
+          self.axis_name,
+          scatter_dimension=0,
+          tiled=True,
+        )
+        for x in packed
+      ]
+    if not self.parts:
+      return [x.astype(self.reduce_dtype) for x in packed]
+    part = self.parts[number]
+    reduced = []
+    for x in packed:
+      x = x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
+      by = _exchanged if part.size <= EXCHANGE else _passed_on
+      reduced.append(by(x, self.axis_name, part, self.reduce_dtype))
+    return reduced
+
+  def unpack(
+    self, packed: list[jax.Array], grads: Sequence[jax.Array | None]
+  ) -> list[jax.Array | None]:
+    """This device's shards of the sums; the rest is that of `grads`."""
+    reduced = list(grads)
+    for group, y in zip(self.reduced_groups, packed, strict=True):
+      shapes = [self._rows_first(i) for i in group]
+      pieces = _split(y, shapes) if len(group) > 1 else [y]
+      for i, piece, shape in zip(group, pieces, shapes, strict=True):
+        reduced[i] = jnp.moveaxis(piece.reshape(shape), 0, self.dims[i])
+    return reduced
+
+  def _rows_first(self, i: int) -> tuple[int, ...]:
+    shape = list(self.shapes[i])
+    return (shape.pop(self.dims[i]), *shape)
+
+  def _gather(self, x: jax.Array) -> jax.Array:
+    """x[rows, ...] of all devices, [t * rows, ...]."""
+    if self.gather_by == "native":
+      return lax.all_gather(x, self.axis_name, axis=0, tiled=True)
+    for part in reversed(self.parts):
+      dim = _lane_dim(x)
+      lanes = _lanes(x.shape[dim], part)
+      whole = empty_like_varying((part.size, *x.shape), x.dtype, like=x)
+      for owner, lane, piece in ring.gathered(
+        x, lanes, self.axis_name, dim, part
+      ):
+        at = [owner, *(0 for _ in x.shape)]
+        at[dim + 1] = lane.start
+        whole = lax.dynamic_update_slice(whole, piece[None], at)
+      x = whole.reshape(-1, *x.shape[1:])
+    return x
+
+
+def group_small(
+  stacked: Sequence[jax.Array], dims: Sequence[int | None], gather_dtype
+) -> tuple[tuple[int, ...], ...]:
+  """Which weights travel together: small ones of a dtype, large ones alone.
+
+  Those of a group also vary over the same axes.
+  """
+  groups = collections.defaultdict(list)
+  for i, (x, dim) in enumerate(zip(stacked, dims, strict=True)):
+    if dim is not None:
+      sent = jax.eval_shape(lambda x: rounded(x, gather_dtype), x)
+      nbytes = math.prod(x.shape[1:]) * sent.dtype.itemsize
+      alike = (str(sent.dtype), varying_axes(x)) if nbytes < SMALL else i
+      groups[alike].append(i)
+  return tuple(tuple(group) for group in groups.values())
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+  """`x` in `dtype`, if it is floating and there is one."""
+  if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  return x.astype(dtype)
+
+
+def _exchanged(x, axis_name, part, dtype):
+  """Every share of x[f, rows, ...] goes straight to its owner."""
+  index = part.index(axis_name)
+  total = None
+  for distance in range(part.size):
+    to = lax.rem(index + distance, part.size)
+    share = lax.dynamic_index_in_dim(x, to, keepdims=False)
+    if distance:
+      share = ring.shift(share, axis_name, distance, part)
+    share = share.astype(dtype)
+    total = share if total is None else total + share
+  return total
+
+
+def _passed_on(x, axis_name, part, dtype):
+  """Sums of x[f, rows, ...] go round the ring, growing on the way."""
+  dim = _lane_dim(x[0])
+  lanes = _lanes(x.shape[dim + 1], part)
+
+  def add_share(owner, lane, arrived):
+    start, size = [owner, *(0 for _ in x.shape[1:])], [1, *x.shape[1:]]
+    start[dim + 1], size[dim + 1] = lane.start, lane.stop - lane.start
+    share = lax.dynamic_slice(x, start, size)[0].astype(dtype)
+    return share if arrived is None else share + arrived
+
+  sums = ring.scattered(
+    add_share, lanes, axis_name, wire_dtype=dtype, part=part
+  )
+  return jnp.concatenate(sums, axis=dim)
+
+
+def _lane_dim(x: jax.Array) -> int:
+  """The dim of x[rows, ...] that is cut into lanes."""
+  return 0 if x.shape[0] > 1 or x.ndim == 1 else 1
+
+
+def _lanes(rows: int, part: ring.Part) -> tuple[ring.Lane, ...]:
+  return ring.split_lanes(rows, size=part.size, two_way=True, chunks=1)
+
+
+def _split(joined: jax.Array, shapes: Sequence[tuple]) -> list[jax.Array]:
+  """`joined`, cut in its last dim to pieces with the elements of `shapes`."""
+  ends, end = [], 0
+  for shape in shapes[:-1]:
+    end += math.prod(shape)
+    ends.append(end)
+  return jnp.split(joined, ends, axis=-1)

@@ -1,0 +1,97 @@
+"""What a stack sends, in what dtype, and what it keeps for backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jaxpr_walk import equations, kept_by_forward
+from stack_cases import (
+  DENSE_SPECS,
+  LENGTH,
+  ROWS,
+  WIDTH,
+  dense_params,
+  dense_scan,
+  gradient_of,
+  on_data,
+  some_x,
+)
+
+P = jax.P
+
+
+def jaxpr_of_gradient(**options):
+  run = gradient_of(functools.partial(dense_scan, **options))
+  mapped = on_data(run, out_specs=DENSE_SPECS)
+  return jax.make_jaxpr(mapped)(dense_params(), some_x())
+
+
+@pytest.fixture
+def w_is_large(monkeypatch):
+  monkeypatch.setattr("collective_mm.weights.SMALL", 2 * WIDTH * 2)
+
+
+def sends(jaxpr, *kinds):
+  return [e for e in equations(jaxpr) if e.primitive.name in kinds]
+
+
+def test_what_travels_in_what_dtype(w_is_large):
+  jaxpr = jaxpr_of_gradient()
+  gathers = sends(jaxpr, "all_gather")
+  # The small b and c share one; before the loop and in it, and the same in
+  # backward.
+  assert len(gathers) == 2 * 2 * 2
+  assert {e.invars[0].aval.dtype for e in gathers} == {jnp.dtype(jnp.bfloat16)}
+  scatters = sends(jaxpr, "reduce_scatter")
+  assert len(scatters) == 2 * 2
+  assert {e.invars[0].aval.dtype for e in scatters} == {np.dtype("float32")}
+  # What lies whole is summed once, after the loop: the whole stack of it.
+  (total,) = sends(jaxpr, "psum_invariant")
+  assert [v.aval.shape for v in total.invars] == [(LENGTH, WIDTH)]
+  scans = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+  assert len(scans) == 2
+  assert not any(sends(e.params["jaxpr"], "psum_invariant") for e in scans)
+
+
+@pytest.mark.parametrize(
+  ("exchange", "sums"), [(8, 7), (1, 7 * 2)], ids=["exchanged", "passed_on"]
+)
+def test_a_ring_is_permutes_alone(w_is_large, monkeypatch, exchange, sums):
+  monkeypatch.setattr("collective_mm.weights.EXCHANGE", exchange)
+  jaxpr = jaxpr_of_gradient(backend="ring")
+  assert not sends(jaxpr, "all_gather", "reduce_scatter")
+  dtypes = [str(e.invars[0].aval.dtype) for e in sends(jaxpr, "ppermute")]
+  # Of two arrays: 4 gathers of seven steps both ways, and 2 reductions. Shares
+  # travel as they are, sums in float32.
+  gathers, reductions = 7 * 2 * 2 * 4, sums * 2 * 2
+  rounded = gathers + (reductions if exchange == 8 else 0)
+  assert dtypes.count("bfloat16") == rounded
+  assert len(dtypes) == gathers + reductions
+
+
+def test_keeps_the_carry_of_each_layer_alone():
+  assert kept_by_forward(jaxpr_of_gradient()) == [(ROWS // 8, WIDTH)]
+
+  def body(x, params):  # jax's own keeps the gathered weights
+    whole = lax.all_gather(params["w"], "data", axis=0, tiled=True)
+    return jax.nn.relu(x @ whole), None
+
+  plain = gradient_of(lambda params, x: lax.scan(body, x, params)[0])
+  mapped = on_data(plain, out_specs=DENSE_SPECS)
+  jaxpr = jax.make_jaxpr(mapped)(dense_params(), some_x())
+  assert (WIDTH, WIDTH) in kept_by_forward(jaxpr)
+
+
+def test_microbatches_share_gathers_and_reductions(w_is_large):
+  def run(params, x):
+    return dense_scan(params, x, hold_across_microbatches=True)
+
+  mapped = on_data(
+    gradient_of(run), out_specs=DENSE_SPECS, x_spec=P(None, "data")
+  )
+  jaxpr = jax.make_jaxpr(mapped)(dense_params(), some_x(4))
+  assert len(sends(jaxpr, "all_gather")) == 2 * 2 * 2
+  assert len(sends(jaxpr, "reduce_scatter")) == 2 * 2
