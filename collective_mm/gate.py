@@ -256,13 +256,21 @@ def _cheapest(
   plain = seconds.pop("unoverlapped")
   if (op == "all_gather_matmul") != backward:
     del seconds["async"]  # the same: the product waits for the gather
+    if backward and times.hides_dy:
+      return "async", (
+        f"async backward: {_ms(plain)} at most, as other work hides a gather "
+        f"about as well as a ring would"
+      )
   best = min(seconds, key=seconds.get)
   worth = (1 - _MARGIN) * plain
   spare = min((1 + _SPARE) * seconds[best], worth)
   if best == "one_way" and seconds["two_way"] < spare:
     best = "two_way"
   pass_name = "backward" if backward else "forward"
-  if seconds[best] > worth:
+  # What is asynchronous costs the other work nothing that a ring would not.
+  if seconds[best] > worth and seconds.get("async", plain) < plain:
+    best = "async"
+  elif seconds[best] > worth:
     return "unoverlapped", (
       f"unoverlapped {pass_name}: {_ms(plain)}, where {best} would take "
       f"{_ms(seconds[best])}"

@@ -40,6 +40,8 @@ class Habits:
     gathers_async: it makes all-gathers asynchronous unasked.
     follows_rings: it orders sends beside products unasked. If it does not, the
       sends of a ring go first and hide little, but for the forward gather's.
+    hides_dy: a program that gathers `dy` asynchronously for two large products
+      is no slower than one with a ring, as other work hides the gather.
   """
 
   efficiency: float = 0.95
@@ -47,6 +49,7 @@ class Habits:
   adds: float = 1.1
   gathers_async: bool = False
   follows_rings: bool = False
+  hides_dy: bool = False
 
 
 _HABITS = {
@@ -58,8 +61,8 @@ _HABITS = {
     gathers_async=True,
     follows_rings=True,
   ),
-  "v5p": Habits(streamed=0.91),
-  "v6e": Habits(efficiency=0.87, streamed=0.7, adds=1.25),
+  "v5p": Habits(streamed=0.91, hides_dy=True),
+  "v6e": Habits(efficiency=0.87, streamed=0.7, adds=1.25, hides_dy=True),
 }
 
 
@@ -112,6 +115,11 @@ class PassTimes:
   def hides_gathers(self) -> bool:
     """Whether the compiler's all-gather runs beside other work."""
     return self.async_options or self._habits.gathers_async
+
+  @property
+  def hides_dy(self) -> bool:
+    """Whether the compiler's gather of `dy` does as well as a ring."""
+    return self.async_options and self._habits.hides_dy and self._streams
 
   @property
   def _habits(self) -> Habits:
