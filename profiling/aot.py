@@ -94,9 +94,14 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
   try:
     best, found = aot_compile.best(program.lowered, mesh, variants)
   except aot_compile.DoesNotFit as error:
-    _write(args.dump_dir, request | aot_report.misfit(error))
+    room = _room(args, mesh)
+    report = request | aot_report.misfit(error) | {"modelled_bytes": room}
+    _write(args.dump_dir, report)
     name = args.model or args.op
-    raise ValueError(f"{name} on {args.topology} {error}") from error
+    parts = ", ".join(f"{n} {aot_compile.gib(b)}" for n, b in room.items())
+    raise ValueError(
+      f"{name} on {args.topology} {error} (by our model of it: {parts})"
+    ) from error
   compiled = found[best]
   report = request | {"compiler_options": variants[best]}
   report |= aot_report.describe(program, compiled)
@@ -136,6 +141,19 @@ def _program(args: argparse.Namespace, mesh):
     cfg, mesh, batch=args.batch, layout=args.layout, schedule=schedule
   )
   return what | {"layout": args.layout}, program
+
+
+def _room(args: argparse.Namespace, mesh) -> dict[str, int]:
+  """What takes the room in what was asked for, which the compiler won't say."""
+  from models.vit_config import get_config
+  from profiling import plan_model
+
+  if args.op:
+    tokens, width, features = _numbers(args, "shape", 3)
+    return plan_model.op_memory(tokens, width, features, mesh)
+  changes = {} if args.depth is None else {"depth": args.depth}
+  cfg = get_config(args.model, **changes)
+  return plan_model.memory(cfg, mesh, args.batch)
 
 
 def _needs(args: argparse.Namespace, flag: str, *others: str) -> None:

@@ -44,18 +44,15 @@ class DoesNotFit(Exception):
   """A program that needs more memory than a device has.
 
   Attributes:
-    hbm: bytes on each device: "needed", "usable", "over", and what the compiler
-      tells of what they hold.
-    largest: the largest allocations, as far as the compiler tells: their bytes,
-      shape and jax name stack.
+    hbm: bytes on each device: "needed", "usable" and "over".
   """
 
-  def __init__(self, hbm: dict[str, int], largest: list[dict[str, str | int]]):
+  def __init__(self, hbm: dict[str, int]):
     super().__init__(
       f"needs {gib(hbm['needed'])} GiB on each device, where "
       f"{gib(hbm['usable'])} GiB are usable: {gib(hbm['over'])} GiB too much"
     )
-    self.hbm, self.largest = hbm, largest
+    self.hbm = hbm
 
 
 def gib(nbytes: int) -> str:
@@ -145,35 +142,16 @@ def _memory(stats, chip: peaks.Chip) -> dict[str, int]:
 
 def does_not_fit(message: str) -> DoesNotFit:
   """Reads the compiler's account of the memory that a program lacks."""
-  used = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message) or re.search(
-    rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message
-  )
-  if used is None:
+  found = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+  if found is None:
     raise ValueError(
       "the compiler's message must say what does not fit, got "
       f"{message.splitlines()[0]}"
     )
-  needed, usable = _nbytes(*used.groups()[:2]), _nbytes(*used.groups()[2:])
-  hbm = {"needed": needed, "usable": usable, "over": needed - usable}
-  for name, *size in re.findall(
-    rf"^ +(reserved|program|arguments|global|scoped|HLO temp) +{_SIZE}",
-    message,
-    re.MULTILINE,
-  ):
-    hbm[name] = _nbytes(*size)
-  largest = []
-  for block in re.split(r"^ *\d+\. Size: ", message, flags=re.MULTILINE)[1:]:
-    size = re.match(_SIZE, block)
-    name = re.search(r'op_name="([^"]*)"', block)
-    shape = re.search(r"Shape: (\S+)", block)
-    largest.append(
-      {
-        "bytes": _nbytes(*size.groups()),
-        "shape": shape[1] if shape else "",
-        "op_name": name[1] if name else "",
-      }
-    )
-  return DoesNotFit(hbm, largest)
+  needed, usable = _nbytes(*found.groups()[:2]), _nbytes(*found.groups()[2:])
+  return DoesNotFit(
+    {"needed": needed, "usable": usable, "over": needed - usable}
+  )
 
 
 def _nbytes(number: str, unit: str) -> int:

@@ -68,11 +68,7 @@ def modes(
 
 def misfit(error: DoesNotFit) -> dict:
   """The report of a program that does not fit."""
-  return {
-    "fits": False,
-    "hbm_bytes": error.hbm,
-    "largest_allocations": error.largest,
-  }
+  return {"fits": False, "hbm_bytes": error.hbm}
 
 
 def summary(report: dict) -> str:

@@ -97,7 +97,6 @@ class Planner:
     self.chip = peaks.CHIPS[self.link.kind]
     self.devices = topology.devices(slice_name)
     self.torus: Torus = topology.torus(slice_name)
-    self._optimizer = make_optimizer(VIT_22B)
 
   def candidates(self) -> list[tuple[jax.sharding.Mesh, list[Candidate]]]:
     """Every mesh that divides the model and the batch, and how to use it.
@@ -136,24 +135,16 @@ class Planner:
     ]
     return sorted(found, key=lambda pair: (not pair[1].fits, -pair[1].mfu))
 
-  def state_bytes(self, mesh: jax.sharding.Mesh) -> int:
-    """Bytes of parameters and optimiser state on a device, exact."""
-    state = train_step.abstract_state(self.cfg, self._optimizer, mesh)
-    return sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(state)
-    )
-
   def model(
     self, mesh: jax.sharding.Mesh, ways: list[Candidate]
   ) -> list[Modelled]:
     """Returns a `Modelled` for each of `ways` to use `mesh`."""
     weights = self._weights(mesh)
     hops = placement.longest_hop(mesh, "model")
-    state = self.state_bytes(mesh)
-    return [self._step(way, weights, hops, state) for way in ways]
+    hbm = sum(memory(self.cfg, mesh, self.batch).values())
+    return [self._step(way, weights, hops, hbm) for way in ways]
 
-  def _step(self, way, weights_s, hops, state_bytes) -> Modelled:
+  def _step(self, way, weights_s, hops, hbm) -> Modelled:
     cfg, m = self.cfg, way.model
     rows = self.batch * cfg.tokens // way.data
     products = exposed = 0.0
@@ -176,9 +167,6 @@ class Planner:
     blocks = cfg.tokens * flops.vit_flops_per_token(cfg)
     ends = self.batch * (whole - blocks) / len(self.devices) / peak
     step = cfg.depth * (products + rest + exposed) + ends
-    saved = 2 * cfg.depth * rows * cfg.width // m
-    kernels = 2 * 2 * (4 * cfg.width**2 + 2 * cfg.width * cfg.mlp) // m
-    hbm = int(state_bytes + saved + kernels + _LIVE * activations)
     ideal = self.batch * blocks / len(self.devices) / peak
     return Modelled(
       step_time_s=step,
@@ -249,6 +237,49 @@ class Planner:
 
     # Gathered forward and again for backward, whose gradients are scattered.
     return 2 * seconds("all-gather") + seconds("reduce-scatter")
+
+
+def memory(
+  cfg: ViTConfig, mesh: jax.sharding.Mesh, batch: int
+) -> dict[str, int]:
+  """Bytes of a step on one device: the state exactly, the rest modelled.
+
+  Args:
+    cfg: the model's shape.
+    mesh: what it runs on.
+    batch: images a step, over all devices.
+  """
+  data, model = mesh.shape["data"], mesh.shape["model"]
+  state = train_step.abstract_state(cfg, make_optimizer(VIT_22B), mesh)
+  rows = batch * cfg.tokens // data
+  kernels = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
+  return {
+    "state": sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(state)
+    ),
+    "tokens saved between blocks": 2 * cfg.depth * rows * cfg.width // model,
+    "weights of two blocks": 2 * 2 * kernels // model,
+    "inside of a block": int(_LIVE * 2 * rows * _features(cfg) / model),
+  }
+
+
+def op_memory(
+  tokens: int, width: int, features: int, mesh: jax.sharding.Mesh
+) -> dict[str, int]:
+  """Bytes of one op and its gradients on one device, in bfloat16.
+
+  Args:
+    tokens, width, features: over all devices.
+    mesh: what it runs on.
+  """
+  size = mesh.shape["model"]
+  return {
+    "tokens and their gradient": 2 * 2 * tokens * width // size,
+    "gathered tokens": 2 * tokens * width,
+    "weights and their gradient": 2 * 2 * width * features // size,
+    "features and their gradient": 2 * 2 * tokens * features // size,
+  }
 
 
 def _ops(cfg: ViTConfig, model: int) -> list[tuple[str, int, int]]:

@@ -3,8 +3,9 @@ import time
 
 import pytest
 
+from collective_mm import make_mesh
 from models.vit_config import get_config
-from profiling import plan, plan_model
+from profiling import plan, plan_model, topology
 
 ARGS = {
   "--model": "vit_tiny",
@@ -81,11 +82,10 @@ def test_what_does_not_fit_comes_last():
 def test_state_is_counted_exactly():
   pytest.importorskip("libtpu")
   cfg = get_config("vit_tiny")
-  planner = plan_model.Planner(cfg, "v5e:2x2", 16)
-  (mesh, _), *_ = planner.candidates()
+  mesh = make_mesh(data=4, model=1, devices=topology.devices("v5e:2x2"))
   # float32 weights, bfloat16 momentum and factored moments, over 4 devices.
   whole = 6 * 261_000
-  assert whole / 4 < planner.state_bytes(mesh) < whole
+  assert whole / 4 < plan_model.memory(cfg, mesh, 16)["state"] < whole
 
 
 @pytest.mark.tpu_compiler
