@@ -33,14 +33,19 @@ _FUSED_GATHERS = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
 _ASYNC_FLAGS = (
   "xla_tpu_enable_async_collective_fusion",
   _FUSED_GATHERS,
+  "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions",
   "xla_tpu_enable_async_collective_fusion_multiple_steps",
   "xla_tpu_overlap_compute_collective_tc",
   "xla_enable_async_all_gather",
   # A gather over a whole slice is an all-reduce otherwise, which blocks.
   "xla_tpu_prefer_async_allgather_to_allreduce",
 )
-# Five sends at a time are under way otherwise.
-_CONCURRENT = {"xla_max_concurrent_async_collective_permutes": "64"}
+_SENDS = {
+  # Five at a time are under way otherwise; v5p has flags for some more than 128.
+  "xla_max_concurrent_async_collective_permutes": "128",
+  # Start them early: the compiler thinks a send shorter than it is.
+  "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
+}
 
 
 def compiler_options(chip: str) -> dict[str, str]:
@@ -65,7 +70,7 @@ def compiler_options(chip: str) -> dict[str, str]:
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  return dict.fromkeys(flags, "true") | _CONCURRENT
+  return dict.fromkeys(flags, "true") | _SENDS
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:
