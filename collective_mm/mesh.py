@@ -173,3 +173,15 @@ def empty_like_varying(
   sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim)
   buffer = lax.empty(shape, dtype, out_sharding=sharding)
   return vary_over(buffer, varying_axes(like))
+
+
+def struct_like_varying(
+  shape: tuple[int, ...], dtype, like: jax.Array
+) -> jax.ShapeDtypeStruct:
+  """The shape of an array that varies over the same axes as `like`."""
+  aval = jax.typeof(like)
+  if hasattr(aval, "manual_axis_type"):  # from jax 0.10
+    kind = {"manual_axis_type": aval.manual_axis_type}
+  else:
+    kind = {"vma": aval.vma}
+  return jax.ShapeDtypeStruct(shape, dtype, **kind)

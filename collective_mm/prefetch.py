@@ -250,8 +250,10 @@ class _Stack:
       out, aux = self._layer(shared, queue[0], carry, x)
       return (queue[1:], out), (aux, carry if keep else None)
 
+    # Two layers a trip: with one the compiler writes what it gathers over the
+    # weights in use, and waits for the end of the layer.
     (_, out), (aux, carries) = lax.scan(
-      step, (queue, carry), (jnp.arange(self.length), xs)
+      step, (queue, carry), (jnp.arange(self.length), xs), unroll=2
     )
     return (out, aux), carries
 

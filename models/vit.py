@@ -22,11 +22,11 @@ from collective_mm import (
   prefetch_scan,
 )
 from collective_mm.placement import axis_rings
+from models.attention import attend, attention, can_fuse
+from models.norm import layer_norm, layer_norm_features, local_features
 from models.patches import patchify
 from models.sharding import data_dim, param_specs
 from models.vit_config import ViTConfig
-
-_EPSILON = 1e-6  # flax LayerNorm's default, which big_vision keeps
 
 
 class ShardedViT:
@@ -59,6 +59,7 @@ class ShardedViT:
     self.specs = param_specs(cfg, mesh)
     self.model_size = mesh.shape["model"]
     self.data_rings = axis_rings(mesh, "data")
+    self.fused = can_fuse(cfg, mesh.devices.flat[0].device_kind)
     # The dim of x[rows, D] that is sharded over the model axis.
     self.dim = -1 if self.by_features else 0
     self._gather_matmul = functools.partial(
@@ -147,41 +148,51 @@ class ShardedViT:
     }
     y = self._norm(x, layer["norm"])
     if self.cfg.parallel:
-      ws = tuple(kernel[name] for name in ("q", "k", "v", "mlp_in"))
-      q, k, v, hidden = self._gather_matmul(y, ws, gather_dim=self.dim)
+      q, k, v, hidden = self._project(
+        y, layer, kernel, ("q", "k", "v", "mlp_in")
+      )
       attended, max_logit = self._attention(q, k, v, layer)
       out = self._matmul_scatter(
-        (attended, self._gelu(hidden, layer["mlp_in"])),
+        (attended, hidden),
         (kernel["attention_out"], kernel["mlp_out"]),
         scatter_dim=self.dim,
       )
       return self._add(x, out, layer["mlp_out"]), max_logit
-    ws = tuple(kernel[name] for name in ("q", "k", "v"))
-    q, k, v = self._gather_matmul(y, ws, gather_dim=self.dim)
+    q, k, v = self._project(y, layer, kernel, ("q", "k", "v"))
     attended, max_logit = self._attention(q, k, v, layer)
     out = self._matmul_scatter(
       attended, kernel["attention_out"], scatter_dim=self.dim
     )
     x = self._add(x, out, layer["attention_out"])
     y = self._norm(x, layer["mlp_norm"])
-    hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=self.dim)
-    out = self._matmul_scatter(
-      self._gelu(hidden, layer["mlp_in"]),
-      kernel["mlp_out"],
-      scatter_dim=self.dim,
-    )
+    (hidden,) = self._project(y, layer, kernel, ("mlp_in",))
+    out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=self.dim)
     return self._add(x, out, layer["mlp_out"]), max_logit
 
   def _attention(self, q, k, v, layer):
     """Attention of the local heads: q[B_d * S, D_m] -> [B_d * S, D_m]."""
-    q, k, v = (
-      self._heads(self._bias(x, layer[name]), self.cfg.tokens)
-      for x, name in ((q, "q"), (k, "k"), (v, "v"))
+    y, max_logit = attention(q, k, v, layer, cfg=self.cfg, fused=self.fused)
+    return y, lax.stop_gradient(max_logit)
+
+  def _project(self, y, layer, kernel, names):
+    """`y` times several kernels, which share a gather; MLP-in activated."""
+    biases = {n: layer[n]["bias"] for n in names if "bias" in layer[n]}
+
+    def finish(biases, *products):
+      done = []
+      for name, x in zip(names, products, strict=True):
+        x = x.astype(jnp.float32) + biases[name] if name in biases else x
+        if name == "mlp_in":
+          x = jax.nn.gelu(x.astype(jnp.float32), approximate=True)
+        done.append(x.astype(self.dtype))
+      return tuple(done)
+
+    return self._gather_matmul(
+      y,
+      tuple(kernel[name] for name in names),
+      gather_dim=self.dim,
+      epilogue=jax.tree_util.Partial(finish, biases),
     )
-    if self.cfg.qk_norm:
-      q, k = _norm(q, layer["q_norm"]), _norm(k, layer["k_norm"])
-    out, max_logit = _attend(q, k, v, self.dtype)
-    return out.reshape(-1, out.shape[-1]), lax.stop_gradient(max_logit)
 
   def _pool(self, x, pool, specs):
     """Pools tokens by one attention query: -> pooled[B_d, D_m]."""
@@ -201,14 +212,15 @@ class ShardedViT:
     q = jnp.matmul(probe, kernel["q"], preferred_element_type=jnp.float32)
     q = self._heads(self._bias(q, pool["q"]), 1)
     q = jnp.broadcast_to(q, (len(k), *q.shape[1:]))
-    z, _ = _attend(q, k, v, self.dtype)  # [B_d, 1, D_m]
+    q, k, v = (y.astype(self.dtype) for y in (q, k, v))
+    z, _ = attend(q, k, v)  # [B_d, 1, D_m]
     z = self._matmul_scatter(z[:, 0], kernel["out"], scatter_dim=-1)
-    z = (z + _local(pool["out"]["bias"])).astype(self.dtype)
-    y = _norm_features(z, pool["norm"]).astype(self.dtype)
+    z = (z + local_features(pool["out"]["bias"])).astype(self.dtype)
+    y = layer_norm_features(z, pool["norm"]).astype(self.dtype)
     hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=-1)
     hidden = self._gelu(hidden, pool["mlp_in"])
     out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=-1)
-    return z + out.astype(jnp.float32) + _local(pool["mlp_out"]["bias"])
+    return z + out.astype(jnp.float32) + local_features(pool["mlp_out"]["bias"])
 
   def _mean(self, x):
     """The mean token: -> [B_d, D_m] float32."""
@@ -228,12 +240,12 @@ class ShardedViT:
 
   def _norm(self, x, norm):
     """LayerNorm of the tokens between blocks, in the compute dtype."""
-    apply = _norm_features if self.by_features else _norm
+    apply = layer_norm_features if self.by_features else layer_norm
     return apply(x, norm).astype(self.dtype)
 
   def _local(self, x):
     """This device's features of a small array that lies whole on each."""
-    return _local(x) if self.by_features else x
+    return local_features(x) if self.by_features else x
 
   def _add(self, x, out, layer):
     """The residual sum, with the bias of the layer that `out` came from."""
@@ -256,45 +268,3 @@ class ShardedViT:
     return x.reshape(
       -1, tokens, x.shape[-1] // self.cfg.head_dim, self.cfg.head_dim
     )
-
-
-def _attend(q, k, v, dtype):
-  """Attention over the keys of the same image, and its largest logit."""
-  q, k, v = (x.astype(dtype) for x in (q, k, v))
-  logits = jnp.einsum(
-    "bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32
-  )
-  logits = logits / q.shape[-1] ** 0.5
-  weights = jax.nn.softmax(logits).astype(dtype)
-  out = jnp.einsum(
-    "bhqs,bshk->bqhk", weights, v, preferred_element_type=jnp.float32
-  )
-  return out.astype(dtype).reshape(*out.shape[:2], -1), logits.max()
-
-
-def _norm(x, norm):
-  """LayerNorm over the last dim, in float32; without a bias, uncentred too."""
-  x = x.astype(jnp.float32)
-  if "bias" in norm:
-    x = x - x.mean(axis=-1, keepdims=True)
-  variance = jnp.square(x).mean(axis=-1, keepdims=True)
-  y = x * lax.rsqrt(variance + _EPSILON) * norm["scale"]
-  return y + norm["bias"] if "bias" in norm else y
-
-
-def _norm_features(x, norm):
-  """`_norm` of x[..., D_m], whose features lie on all devices of the axis."""
-  x = x.astype(jnp.float32)
-  if "bias" in norm:
-    x = x - lax.pmean(x.mean(axis=-1, keepdims=True), "model")
-  variance = jnp.square(x).mean(axis=-1, keepdims=True)
-  variance = lax.pmean(variance, "model")
-  y = x * lax.rsqrt(variance + _EPSILON) * _local(norm["scale"])
-  return y + _local(norm["bias"]) if "bias" in norm else y
-
-
-def _local(x):
-  """This device's features of an array that lies whole on every device."""
-  width = x.shape[-1] // lax.axis_size("model")
-  start = lax.axis_index("model") * width
-  return lax.dynamic_slice_in_dim(x, start, width, axis=-1)
