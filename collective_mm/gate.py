@@ -41,7 +41,7 @@ _ASYNC_FLAGS = (
   "xla_tpu_prefer_async_allgather_to_allreduce",
 )
 _SENDS = {
-  # Five at a time are under way otherwise; v5p has flags for some more than 128.
+  # Five at a time are under way otherwise; v5p has flags for some 150.
   "xla_max_concurrent_async_collective_permutes": "128",
   # Start them early: the compiler thinks a send shorter than it is.
   "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",

@@ -158,9 +158,11 @@ NONE = '"cost_estimate":{"flops":"0","bytes_accessed":"0"}'
 
 
 @pytest.mark.parametrize(
-  "cost, seconds", [(FLOPS, 1e-3), (BYTES, 1e-3), (NONE, None), ("", None)]
+  "cost, seconds", [(FLOPS, 4e-3), (BYTES, 1e-3), (NONE, None), ("", None)]
 )
-def test_a_kernel_costs_what_its_author_says(cost, seconds):
+def test_a_kernel_costs_what_its_author_says_at_a_quarter_of_peak(
+  cost, seconds
+):
   found = kernel_seconds(line_of(kernel(cost)), V4)
   assert found == (seconds and pytest.approx(seconds))
 
