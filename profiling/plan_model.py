@@ -4,8 +4,8 @@ Products take the compiler's efficiency, rings and collectives of the model axis
 what the gate says (`collective_mm.pass_times`), weights that travel over the
 data axis what a replay would charge. A step is its products, what is left of
 compute, and what of the communication nothing hides. The constants were fitted
-to four replays of ViT-22B, from which a modelled step is off by 3 % at most and
-its memory by 3 %, but for rings in backward, which need a tenth more
+to replays of ViT-22B, from which a modelled step is off by 1 % and its memory by
+3 % at most, but for rings in backward, which need a tenth more
 (`docs/validation.md`). `profiling.plan --replay` says how far off others are.
 """
 
@@ -24,7 +24,7 @@ from models.attention import can_fuse
 from models.optimizer import VIT_22B, make_optimizer
 from models.vit_config import ViTConfig
 from profiling import flops, peaks, topology
-from profiling.slice_costs import SliceCosts
+from profiling.slice_costs import KERNEL_EFFICIENCY, SliceCosts
 from profiling.torus import Torus
 
 SCHEDULES = (
@@ -45,8 +45,6 @@ _RING_PASSES = 10.0  # how many more where backward runs rings
 _LIVE = 5.6  # blocks' worth of activations alive at once
 _WEIGHTS = 0.5  # of the weights' travels, what a block does not hide
 _RINGS = 0.12  # of what a ring or gather alone would expose, the same
-# Time of fused attention over that of its products: the vector unit's.
-_ATTENTION = 4.4
 # For a block that writes its logits; of an earlier ViT-22B, without the kernel.
 _UNFUSED_PASSES = 18.0
 
@@ -178,7 +176,8 @@ class Planner:
       passes += _RING_PASSES
     rest = passes * activations / self.link.hbm_bandwidth * self.link.devices
     if self.fused:
-      rest += _ATTENTION * attention
+      # Its backward forms the logits once more: 18 for 16.
+      rest += 18 / 16 * attention / KERNEL_EFFICIENCY
 
     whole = flops.vit_flops_per_image(cfg)
     blocks = cfg.tokens * flops.vit_flops_per_token(cfg)
