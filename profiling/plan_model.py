@@ -4,8 +4,8 @@ Products take the compiler's efficiency, rings and collectives of the model axis
 what the gate says (`collective_mm.pass_times`), weights that travel over the
 data axis what a replay would charge. A step is its products, what is left of
 compute, and what of the communication nothing hides. The constants were fitted
-to replays of ViT-22B, from which a modelled step is off by 1 % and its memory by
-3 % at most, but for rings in backward, which need a tenth more
+to replays of ViT-22B, from which a modelled step is off by 1 % at most and its
+memory by 3 %, but for rings in backward, which need a tenth more
 (`docs/validation.md`). `profiling.plan --replay` says how far off others are.
 """
 
