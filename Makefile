@@ -43,7 +43,7 @@ lint: $(INSTALLED)  ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(INSTALLED)  ## time the ops on the devices that are here
+bench: $(INSTALLED)  ## time the ops here; ARGS=--simulate=v4 needs no TPU
 	$(BIN)/python -m profiling.bench_matmul $(ARGS)
 
 clean:

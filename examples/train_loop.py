@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from collective_mm import make_mesh
+from collective_mm import gate, make_mesh
 from examples import data, run_folder
 from examples.checkpoints import Checkpoints, restore
 from examples.presets import TrainConfig
@@ -86,13 +86,15 @@ class _Steps:
     }
     self._sharding = train_step.batch_sharding(mesh)
     self._test = [self.place(batch) for batch in test]
+    kind = mesh.devices.flat[0].device_kind
+    compiler_options = gate.compiler_options(kind)
     start = time.perf_counter()
     self.train = (
       train_step.make_train_step(
         config.model, optimizer, mesh, remat=config.remat, **options
       )
       .lower(state, self._test[0])
-      .compile()
+      .compile(compiler_options=compiler_options)
     )
     self._evaluate = (
       train_step.make_eval_step(config.model, mesh, **options)

@@ -3,8 +3,10 @@
 Products take the compiler's efficiency, rings and collectives of the model axis
 what the gate says (`collective_mm.pass_times`), weights that travel over the
 data axis what a replay would charge. A step is its products, what is left of
-compute, and what of the communication nothing hides. Four numbers were fitted
-to replays; `profiling.plan --replay` says how far off the whole is.
+compute, and what of the communication nothing hides. The constants were fitted
+to replays of ViT-22B, from which a modelled step is off by 1 % at most and its
+memory by 3 %, but for rings in backward, which need a tenth more
+(`docs/validation.md`). `profiling.plan --replay` says how far off others are.
 """
 
 import dataclasses
@@ -18,10 +20,11 @@ from collective_mm.chips import ChipLink, timed_chip
 from collective_mm.hlo_flow import Transfer
 from collective_mm.pass_times import PassTimes
 from models import train_step
+from models.attention import can_fuse
 from models.optimizer import VIT_22B, make_optimizer
 from models.vit_config import ViTConfig
 from profiling import flops, peaks, topology
-from profiling.slice_costs import SliceCosts
+from profiling.slice_costs import KERNEL_EFFICIENCY, SliceCosts
 from profiling.torus import Torus
 
 SCHEDULES = (
@@ -34,12 +37,16 @@ SCHEDULES = (
 )
 """What the rings may do; a pair is forward,backward."""
 
-# Fitted to two replays of ViT-22B, 65,536 images on v4:8x8x16: mesh (512, 2)
-# with two_way,async and mesh (256, 4) with two_way.
-_PRODUCTS = 1.15  # time of the model's products over that of bare ones
-_PASSES = 18.0  # times that a block's activations go through the HBM unfused
-_RING_PASSES = 35.0  # how many more where backward runs rings
-_LIVE = 4.65  # blocks' worth of activations alive at once
+# Fitted to replays of ViT-22B, 65,536 images on v4:8x8x16: meshes (512, 2) and
+# (1024, 1) with two_way,async, and (512, 2) with two_way.
+_PRODUCTS = 1.065  # time of the model's products over that of bare ones
+_PASSES = 5.0  # times that a block's activations go through the HBM
+_RING_PASSES = 10.0  # how many more where backward runs rings
+_LIVE = 5.6  # blocks' worth of activations alive at once
+_WEIGHTS = 0.5  # of the weights' travels, what a block does not hide
+_RINGS = 0.12  # of what a ring or gather alone would expose, the same
+# For a block that writes its logits; of an earlier ViT-22B, without the kernel.
+_UNFUSED_PASSES = 18.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class Modelled:
 
   Attributes:
     step_time_s: seconds of the step.
-    products_s: of them, products.
+    products_s: of them, products, but for those of fused attention.
     rest_s: other compute.
     exposed_s: communication that nothing hides.
     mfu: model FLOPs over the peak.
@@ -97,6 +104,7 @@ class Planner:
     self.chip = peaks.CHIPS[self.link.kind]
     self.devices = topology.devices(slice_name)
     self.torus: Torus = topology.torus(slice_name)
+    self.fused = can_fuse(cfg, self.devices[0].device_kind)
 
   def candidates(self) -> list[tuple[jax.sharding.Mesh, list[Candidate]]]:
     """Every mesh that divides the model and the batch, and how to use it.
@@ -150,18 +158,26 @@ class Planner:
     products = exposed = 0.0
     rings = False
     for op, inner, outer in _ops(cfg, m):
-      product, total, backward = self._op(way, op, rows, inner, outer, hops)
+      product, extra, backward = self._op(way, op, rows, inner, outer, hops)
       rings |= backward in ("one_way", "two_way")
       products += product
-      exposed += max(total - product, 0.0)
+      exposed += extra
     peak = self.chip.bf16_flops_per_device
     # Forward, again for backward, and twice in backward.
-    attention = 4 * 4 * rows * cfg.tokens * cfg.width / m
-    products = _PRODUCTS * (products + attention / peak)
-    exposed += max(weights_s - products, 0.0)
-    activations = 2 * rows * _features(cfg) / m
-    passes = _PASSES + (_RING_PASSES if rings and m > 1 else 0.0)
+    attention = 4 * 4 * rows * cfg.tokens * cfg.width / m / peak
+    if not self.fused:
+      products += attention
+    products *= _PRODUCTS
+    # The part that waits in any case, or all that does not fit beside products.
+    exposed += max(_WEIGHTS * weights_s, weights_s - products)
+    activations = 2 * rows * _features(cfg, self.fused) / m
+    passes = _PASSES if self.fused else _UNFUSED_PASSES
+    if rings and m > 1:
+      passes += _RING_PASSES
     rest = passes * activations / self.link.hbm_bandwidth * self.link.devices
+    if self.fused:
+      # Its backward forms the logits once more: 18 for 16.
+      rest += 18 / 16 * attention / KERNEL_EFFICIENCY
 
     whole = flops.vit_flops_per_image(cfg)
     blocks = cfg.tokens * flops.vit_flops_per_token(cfg)
@@ -179,10 +195,10 @@ class Planner:
     )
 
   def _op(self, way, op, rows, inner, outer, hops) -> tuple[float, float, str]:
-    """Seconds of an op's products alone and of the op, in all passes.
+    """Seconds of an op's products, and how many more nothing hides.
 
     Returns:
-      Both, and the schedule of backward.
+      Both, of all passes, and the schedule of backward.
     """
     by_rows = way.layout == "tokens"
     shape = {"rows": rows, "inner": inner, "outer": outer, "size": way.model}
@@ -196,7 +212,7 @@ class Planner:
     repeats = 2 if op == "all_gather_matmul" else 1
     products = repeats * once + twice
     if way.model == 1:
-      return products, products, "unoverlapped"
+      return products, 0.0, "unoverlapped"
     forward, _, backward = way.schedule.partition(",")
     backward = backward or forward
     if forward == "auto":
@@ -208,9 +224,15 @@ class Planner:
         device_kind=self.link.kind,
         **shape,
       ).schedule
-    seconds = repeats * times.seconds(op, forward, backward=False)
-    seconds += times.seconds(op, backward, backward=True)
-    return products, seconds, backward
+    exposed = 0.0
+    for count, schedule, needed in (
+      (repeats, forward, once),
+      (1, backward, twice),
+    ):
+      alone = times.seconds(op, schedule, backward=needed is twice)
+      hidden = 1.0 if schedule == "unoverlapped" else _RINGS
+      exposed += count * hidden * max(alone - needed, 0.0)
+    return products, exposed, backward
 
   def _weights(self, mesh: jax.sharding.Mesh) -> float:
     """Seconds in which a block's weights travel over the data axis."""
@@ -252,6 +274,7 @@ def memory(
   data, model = mesh.shape["data"], mesh.shape["model"]
   state = train_step.abstract_state(cfg, make_optimizer(VIT_22B), mesh)
   rows = batch * cfg.tokens // data
+  fused = can_fuse(cfg, mesh.devices.flat[0].device_kind)
   kernels = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
   return {
     "state": sum(
@@ -260,7 +283,7 @@ def memory(
     ),
     "tokens saved between blocks": 2 * cfg.depth * rows * cfg.width // model,
     "weights of two blocks": 2 * 2 * kernels // model,
-    "inside of a block": int(_LIVE * 2 * rows * _features(cfg) / model),
+    "inside of a block": int(_LIVE * 2 * rows * _features(cfg, fused) / model),
   }
 
 
@@ -299,7 +322,7 @@ def _ops(cfg: ViTConfig, model: int) -> list[tuple[str, int, int]]:
   ]
 
 
-def _features(cfg: ViTConfig) -> int:
+def _features(cfg: ViTConfig, fused: bool) -> int:
   """Numbers that a block makes of a token: x, q, k, v, attended, the MLP's."""
-  scores = 2 * cfg.heads * cfg.tokens  # float32
+  scores = 0 if fused else 2 * cfg.heads * cfg.tokens  # float32
   return 5 * cfg.width + 2 * cfg.mlp + scores

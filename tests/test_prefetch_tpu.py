@@ -56,7 +56,7 @@ def compiled_stack(name, model, rows):
 
 def check(name, rows):
   report = overlap_report(compiled_stack(name, 1, rows))
-  in_loops = [c for c in report.collectives if c.runs >= LENGTH]
+  in_loops = [c for c in report.collectives if c.runs > 1]
   kinds = {c.kind for c in in_loops}
   # A reduction has no blocking form, nor does a gather become an all-reduce.
   assert kinds == {"all-gather", "collective-permute"}
@@ -65,13 +65,15 @@ def check(name, rows):
   assert min(c.hidden for c in sends) > 0.99
   gathers = [c for c in in_loops if c.kind == "all-gather"]
   assert {c.dtype for c in gathers} == {"bf16"}
-  assert len(gathers) == 2 * len(SPECS)  # forward and backward
-  return report
+  # Two layers of forward a trip, and one of backward.
+  assert len(gathers) == 3 * len(SPECS)
+  return gathers
 
 
 @pytest.mark.tpu_compiler
 def test_reductions_hide_behind_the_next_layer():
-  check("v4:2x2x2", 16384)
+  gathers = check("v4:2x2x2", 16384)
+  assert sum(c.hidden < 0.99 for c in gathers) <= 1
 
 
 @pytest.mark.long
