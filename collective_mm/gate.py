@@ -33,22 +33,22 @@ _FUSED_GATHERS = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
 _ASYNC_FLAGS = (
   "xla_tpu_enable_async_collective_fusion",
   _FUSED_GATHERS,
-  "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions",
   "xla_tpu_enable_async_collective_fusion_multiple_steps",
   "xla_tpu_overlap_compute_collective_tc",
   "xla_enable_async_all_gather",
   # A gather over a whole slice is an all-reduce otherwise, which blocks.
   "xla_tpu_prefer_async_allgather_to_allreduce",
 )
-_SENDS = {
-  # Five at a time are under way otherwise; v5p has flags for some 150.
+_PREFETCH = {
+  # Five sends at a time are under way otherwise; v5p has flags for some 150.
   "xla_max_concurrent_async_collective_permutes": "128",
   # Start them early: the compiler thinks a send shorter than it is.
   "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
+  "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
 
 
-def compiler_options(chip: str) -> dict[str, str]:
+def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
   """The compiler options under which sends and gathers hide best on `chip`.
 
   They make the TPU compiler's all-gathers asynchronous and its order of sends
@@ -57,6 +57,8 @@ def compiler_options(chip: str) -> dict[str, str]:
 
   Args:
     chip: a chip's short name or a `device_kind`, such as "v4" or "TPU v4".
+    prefetch: for a program with a `prefetch_scan`, whose many sends have long
+      layers to hide behind. A program of small ops alone is faster without.
 
   Returns:
     Options for `jax.jit(...).lower(...).compile(compiler_options=...)`, and for
@@ -70,7 +72,7 @@ def compiler_options(chip: str) -> dict[str, str]:
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  return dict.fromkeys(flags, "true") | _SENDS
+  return dict.fromkeys(flags, "true") | (_PREFETCH if prefetch else {})
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:

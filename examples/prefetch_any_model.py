@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
   params = {k: array((LAYERS, *s), specs[k]) for k, s in shapes.items()}
   args = params, array((b * len(devices), d), rows)
-  options = gate.compiler_options(devices[0].device_kind)
+  options = gate.compiler_options(devices[0].device_kind, prefetch=True)
   compiled = gradients(1).lower(*args).compile(compiler_options=options)
   print(overlap_report(compiled))
   if len(argv) == 1:

@@ -87,7 +87,7 @@ class _Steps:
     self._sharding = train_step.batch_sharding(mesh)
     self._test = [self.place(batch) for batch in test]
     kind = mesh.devices.flat[0].device_kind
-    compiler_options = gate.compiler_options(kind)
+    compiler_options = gate.compiler_options(kind, prefetch=True)
     start = time.perf_counter()
     self.train = (
       train_step.make_train_step(

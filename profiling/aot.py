@@ -78,10 +78,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
   chip = timed_chip(args.topology.partition(":")[0]).name
   mesh = aot_programs.mesh_on(args.topology, *_numbers(args, "mesh", 2))
   what, program = _program(args, mesh)
-  if args.baseline:
-    variants = _modes(args.mode, args.chip_options, chip)
-  else:
-    variants = {"": _options(args.chip_options, chip)}
+  variants = _modes(args, chip) if args.baseline else {"": _options(args, chip)}
   request = {
     "command": f"{PROG} {shlex.join(_without_folder(argv))}",
     "versions": versions,
@@ -193,12 +190,13 @@ def _schedule(text: str) -> str | tuple[str, str]:
   return parts[0] if len(parts) == 1 else parts
 
 
-def _options(text: str | None, chip: str) -> dict[str, str]:
+def _options(args: argparse.Namespace, chip: str) -> dict[str, str]:
   from collective_mm import gate
 
+  text = args.chip_options
   if text == "none":
     return {}
-  options = gate.compiler_options(chip)
+  options = gate.compiler_options(chip, prefetch=args.model is not None)
   for part in text.split(",") if text else ():
     name, equals, value = part.partition("=")
     if not (name and equals):
@@ -209,17 +207,15 @@ def _options(text: str | None, chip: str) -> dict[str, str]:
   return options
 
 
-def _modes(
-  only: str | None, text: str | None, chip: str
-) -> dict[str, dict[str, str]]:
+def _modes(args: argparse.Namespace, chip: str) -> dict[str, dict[str, str]]:
   """What the compiler is given as a baseline, by the name of the mode."""
-  modes = {"no_options": {}, "default": _options(text, chip)}
+  modes = {"no_options": {}, "default": _options(args, chip)}
   for mode in ("none", "post_spmd_conservative"):
     modes[mode] = modes["default"] | {
       f"xla_tpu_{kind}_collective_matmul_mode": mode
       for kind in ("all_gather", "reduce_scatter")
     }
-  return modes if only is None else {only: modes[only]}
+  return modes if args.mode is None else {args.mode: modes[args.mode]}
 
 
 def _without_folder(argv: list[str]) -> list[str]:

@@ -89,7 +89,9 @@ def _replays(args, cfg, ranked) -> list[dict]:
   from collective_mm import gate
   from profiling import aot_compile, aot_programs, aot_report
 
-  options = gate.compiler_options(args.topology.partition(":")[0])
+  options = gate.compiler_options(
+    args.topology.partition(":")[0], prefetch=True
+  )
   print("\nReplayed from the compiler's schedule (simulated):\n")
   header = ("data", "model", "layout", "schedule", "MFU modelled")
   header += ("simulated", "step off by", "GiB modelled", "compiled")

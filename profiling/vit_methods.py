@@ -133,7 +133,7 @@ class Methods:
 
   def _call(self, name: str, step):
     kind = self.problem.mesh.devices.flat[0].device_kind
-    options = {} if name in _BARE else compiler_options(kind)
+    options = {} if name in _BARE else compiler_options(kind, prefetch=True)
 
     @functools.cache
     def compiled():

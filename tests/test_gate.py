@@ -327,8 +327,11 @@ def test_options_are_for_tpus():
   assert gate.compiler_options("NVIDIA H100 80GB HBM3") == {}
   for chip in ("v4", "TPU v4", "TPU v5 lite", "TPU of tomorrow"):
     options = gate.compiler_options(chip)
-    assert len(options) == 8 + gate.fuses_gathers(chip)
-    assert set(options.values()) == {"true", "128", "ENABLED"}
+    assert len(options) == 5 + gate.fuses_gathers(chip)
+    assert set(options.values()) == {"true"}
+    more = gate.compiler_options(chip, prefetch=True)
+    assert options.keys() < more.keys()
+    assert set(more.values()) == {"true", "128", "ENABLED"}
 
 
 def test_memory_figures_are_those_of_jax():

@@ -50,7 +50,7 @@ def compiled_stack(name, model, rows):
     k: array((LENGTH, *s), SPECS[k], jnp.float32) for k, s in shapes.items()
   }
   x = array((rows * len(devices) // model, WIDTH), x_spec, jnp.bfloat16)
-  options = gate.compiler_options(name.partition(":")[0])
+  options = gate.compiler_options(name.partition(":")[0], prefetch=True)
   return jax.jit(mapped).lower(params, x).compile(compiler_options=options)
 
 

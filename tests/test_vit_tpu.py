@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of the training step: four blocks of ViT-22B.
+"""What the TPU compiler makes of the training step: eight blocks of ViT-22B.
 
 `docs/performance.md` has how it came about. The ceilings are a little above
 what the schedule had when this was written.
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.tpu_compiler
 @pytest.fixture(scope="module")
 def step():
   pytest.importorskip("libtpu")
-  cfg = get_config("vit_22b", depth=4, classes=1024)
-  mesh = aot_programs.mesh_on("v4:2x2x2", 4, 2)
+  cfg = get_config("vit_22b", depth=8, classes=1024)
+  mesh = aot_programs.mesh_on("v4:2x2x2", 2, 4)
   program = aot_programs.vit_step(
     cfg, mesh, batch=64 * 8, schedule=("two_way", "async")
   )
   return mesh, aot_compile.compile_and_replay(
-    program.lowered, mesh, gate.compiler_options("v4")
+    program.lowered, mesh, gate.compiler_options("v4", prefetch=True)
   )
 
 
@@ -49,5 +49,5 @@ def test_time_goes_into_products(step):
   print(run)
   assert run.exposed_fraction < 0.03
   rest = run.compute_s["rest"] / run.step_time_s
-  assert rest < 0.06
+  assert rest < 0.09
   assert run.compute_s["kernels"] / run.step_time_s < 0.04
