@@ -210,7 +210,8 @@ def test_explain_counts_what_the_op_would():
     gather_dim=0,
     chip="v4",
   )
-  assert by_rows == choose()
+  here = {"gathers_fused": gate.fuses_gathers("v4")}
+  assert by_rows == choose(**here)
   features = gate.explain(
     GATHER,
     x=(65536, 768),
@@ -219,7 +220,7 @@ def test_explain_counts_what_the_op_would():
     gather_dim=-1,
     chip="v4",
   )
-  assert features == choose(by_rows=False)
+  assert features == choose(by_rows=False, **here)
   scatter = gate.explain(
     SCATTER,
     x=((65536, 5000), (65536, 376)),
@@ -230,7 +231,7 @@ def test_explain_counts_what_the_op_would():
     chunks=2,
     chip="TPU v4",
   )
-  options = {
+  options = here | {
     "inner": 5376,
     "outer": 6144,
     "wire_dtype": jnp.float32,
