@@ -15,7 +15,6 @@ _RUN_FLAGS = (
   "batch",
   "seed",
   "layout",
-  "schedule",
   "compute_dtype",
   "log_every",
   "eval_every",
@@ -96,11 +95,10 @@ def _define() -> flags.FlagValues:
     "dim of the activations that the model axis shards",
     **options,
   )
-  flags.DEFINE_enum(
+  flags.DEFINE_list(
     "schedule",
     None,
-    list(SCHEDULES),
-    "of the collective matmuls",
+    f"of the collective matmuls, or forward,backward: {', '.join(SCHEDULES)}",
     **options,
   )
   flags.DEFINE_enum(
@@ -142,7 +140,18 @@ def _override(config: TrainConfig, given: flags.FlagValues) -> TrainConfig:
     config = dataclasses.replace(config, optimizer=optimizer)
   if given.mesh is not None:
     config = dataclasses.replace(config, mesh=_mesh(given.mesh))
+  if given.schedule is not None:
+    config = dataclasses.replace(config, schedule=_schedule(given.schedule))
   return dataclasses.replace(config, **changes(_RUN_FLAGS))
+
+
+def _schedule(names: list[str]) -> str | tuple[str, str]:
+  if not 1 <= len(names) <= 2 or any(name not in SCHEDULES for name in names):
+    raise UsageError(
+      f"--schedule={','.join(names)}: must be one of "
+      f"{', '.join(SCHEDULES)}, or two of them, forward,backward"
+    )
+  return names[0] if len(names) == 1 else (names[0], names[1])
 
 
 def _mesh(sizes: list[str]) -> tuple[int, int]:

@@ -220,6 +220,11 @@ def refuse(capfd, *flags):
       ["--layout=rows"],
       "--layout=rows: value should be one of <tokens|features>",
     ),
+    (
+      ["--schedule=two_way,best"],
+      "--schedule=two_way,best: must be one of auto, unoverlapped, async, "
+      "one_way, two_way, or two of them, forward,backward",
+    ),
     (["--stepz=9"], "Unknown command line flag 'stepz'. Did you mean: steps ?"),
     (["9"], "flags look like --name=value, got '9'"),
     (["--resume"], "--resume needs --workdir, the folder of the run"),
@@ -344,6 +349,8 @@ def test_flags_override_the_preset():
     schedule="one_way",
     compute_dtype="bfloat16",
   )
+  pair = request("--schedule=two_way,async").config.schedule
+  assert pair == ("two_way", "async")
   assert request().config == DIGITS
   assert request("--preset=vit_22b").config == PRESETS["vit_22b"]
 
