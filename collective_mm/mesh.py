@@ -135,7 +135,12 @@ def explicit_sharding(x: jax.Array, new_dims: int = 0) -> jax.P | None:
 
 
 def all_gather(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
-  """`lax.all_gather` of `dim`, on meshes with Explicit axes as well."""
+  """`lax.all_gather` of `dim`, on meshes with Explicit axes as well.
+
+  Nothing on an axis of one device, where compilers leave a copy.
+  """
+  if lax.axis_size(axis_name) == 1:
+    return vary_alike(axis_name, x)[0]
   gather = functools.partial(
     lax.all_gather, axis_name=axis_name, axis=dim, tiled=True
   )
@@ -143,7 +148,12 @@ def all_gather(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
 
 
 def psum_scatter(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
-  """`lax.psum_scatter` of `dim`, on meshes with Explicit axes as well."""
+  """`lax.psum_scatter` of `dim`, on meshes with Explicit axes as well.
+
+  Nothing on an axis of one device, as for `all_gather`.
+  """
+  if lax.axis_size(axis_name) == 1:
+    return vary_alike(axis_name, x)[0]
   scatter = functools.partial(
     lax.psum_scatter, axis_name=axis_name, scatter_dimension=dim, tiled=True
   )

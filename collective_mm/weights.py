@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_mm import ring
-from collective_mm.mesh import AxisName, empty_like_varying, varying_axes
+from collective_mm.mesh import (
+  AxisName,
+  all_gather,
+  empty_like_varying,
+  psum_scatter,
+  varying_axes,
+)
 
 # Bytes of a shard, a tenth of the latency of a hop at 45 GB/s. To put together
 # what is larger, and to take it apart again, costs more than it saves.
@@ -103,12 +109,7 @@ class Wire:
     """Sums over the devices of one ring; the last stage leaves our shards."""
     if self.reduce_by == "native":
       return [
-        lax.psum_scatter(
-          x.astype(self.reduce_dtype),
-          self.axis_name,
-          scatter_dimension=0,
-          tiled=True,
-        )
+        psum_scatter(x.astype(self.reduce_dtype), self.axis_name, 0)
         for x in packed
       ]
     if not self.parts:
@@ -140,7 +141,7 @@ class Wire:
   def _gather(self, x: jax.Array) -> jax.Array:
     """x[rows, ...] of all devices, [t * rows, ...]."""
     if self.gather_by == "native":
-      return lax.all_gather(x, self.axis_name, axis=0, tiled=True)
+      return all_gather(x, self.axis_name, 0)
     for part in reversed(self.parts):
       dim = _lane_dim(x)
       lanes = _lanes(x.shape[dim], part)

@@ -21,6 +21,7 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
+from collective_mm.mesh import all_gather
 from collective_mm.placement import axis_rings
 from models.attention import attend, attention, can_fuse
 from models.norm import layer_norm, layer_norm_features, local_features
@@ -107,7 +108,7 @@ class ShardedViT:
   def _embed(self, embed, images):
     """Patches to tokens; the kernel is small and whole on every device."""
     if self.by_features:
-      images = lax.all_gather(images, "model", tiled=True)  # [B_d, H, W, C]
+      images = all_gather(images, "model", 0)  # [B_d, H, W, C]
     patches = patchify(images, self.cfg.patch).astype(self.dtype)
     kernel = self._local(embed["kernel"]).astype(self.dtype)
     x = jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
@@ -236,7 +237,7 @@ class ShardedViT:
     kernel = layer["kernel"].astype(self.dtype)  # rounded before it travels
     if dim is None:
       return kernel
-    return lax.all_gather(kernel, "data", axis=dim, tiled=True)
+    return all_gather(kernel, "data", dim)
 
   def _norm(self, x, norm):
     """LayerNorm of the tokens between blocks, in the compute dtype."""

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ from jaxpr_walk import kept_by_forward
 from test_vit_reference import some_params
 
 from collective_mm import make_mesh
+from models import train_step
+from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit import ShardedViT
 from models.vit_config import ViTConfig
 from models.vit_reference import forward
@@ -114,3 +117,20 @@ def test_remat_keeps_the_input_of_each_block_alone(layout):
   shard = {"tokens": (rows // 8, 32), "features": (rows // 2, 8)}[layout]
   assert sorted(kept(remat=True)) == [(), shard]  # and the largest logit
   assert len(kept(remat=False)) > 10
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_one_device_gathers_nothing(remat):
+  optimizer = make_optimizer(OptimizerConfig())
+  mesh = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  step = train_step.make_train_step(CFG, optimizer, mesh, remat=remat)
+  text = (
+    step.lower(
+      train_step.abstract_state(CFG, optimizer, mesh),
+      train_step.abstract_batch(CFG, mesh, 2),
+    )
+    .compile()
+    .as_text()
+  )
+  sent = r"\b(all-gather|reduce-scatter|collective-permute|all-to-all)\S*\("
+  assert re.findall(sent, text) == []
