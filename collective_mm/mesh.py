@@ -160,6 +160,24 @@ def psum_scatter(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
   return _seen_as_auto(scatter, x)
 
 
+def psum(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.psum`; nothing on an axis of one device, if jax lets us.
+
+  Where `jax.shard_map` tracks what varies, a sum alone says that `x` no longer
+  does; compilers leave such all-reduces of one member in.
+  """
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.psum(x, axis_name)
+
+
+def pmax(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.pmax`, as `psum`."""
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.pmax(x, axis_name)
+
+
 def _seen_as_auto(collective, x: jax.Array) -> jax.Array:
   """`collective(x)`, which leaves the sharding over Explicit axes as it is.
 

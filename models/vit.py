@@ -21,7 +21,7 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
-from collective_mm.mesh import all_gather
+from collective_mm.mesh import all_gather, axis_size
 from collective_mm.placement import axis_rings
 from models.attention import attend, attention, can_fuse
 from models.norm import layer_norm, layer_norm_features, local_features
@@ -58,7 +58,7 @@ class ShardedViT:
     self.by_features = layout == "features"
     self.remat = remat
     self.specs = param_specs(cfg, mesh)
-    self.model_size = mesh.shape["model"]
+    self.alone = mesh.size == 1
     self.data_rings = axis_rings(mesh, "data")
     self.fused = can_fuse(cfg, mesh.devices.flat[0].device_kind)
     # The dim of x[rows, D] that is sharded over the model axis.
@@ -118,7 +118,7 @@ class ShardedViT:
 
   def _blocks(self, x, params, specs):
     """All encoder blocks, and the largest attention logit of each."""
-    if self.remat:
+    if self.remat and not self.alone:
       return prefetch_scan(
         self._block,
         x,
@@ -139,6 +139,8 @@ class ShardedViT:
       }
       return self._block(whole, x)
 
+    if self.remat:  # one device has nothing to fetch ahead
+      block = jax.checkpoint(block, prevent_cse=False)
     return lax.scan(block, x, params)
 
   def _block(self, layer, x):
@@ -227,7 +229,7 @@ class ShardedViT:
     """The mean token: -> [B_d, D_m] float32."""
     x = x.reshape(-1, self.cfg.tokens, x.shape[-1])
     x = x.astype(jnp.float32).mean(axis=1)
-    if self.by_features:
+    if self.by_features or axis_size("model") == 1:
       return x
     return lax.all_to_all(x, "model", split_axis=1, concat_axis=0, tiled=True)
 
