@@ -46,6 +46,10 @@ _PREFETCH = {
   "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
+# KiB of VMEM that one product may take, by chip. The compiler's own limits make
+# tiles so small that the HBM is what large products wait for. A v4 has no more.
+_VMEM = "xla_tpu_scoped_vmem_limit_kib"
+_VMEM_KIB = {"v5e": "32768", "v5p": "32768", "v6e": "98304"}
 
 
 def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
@@ -68,11 +72,17 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
     >>> compiler_options("cpu")
     {}
   """
-  if find_chip(chip) is None and not chip.startswith("TPU"):
+  found = find_chip(chip)
+  if found is None and not chip.startswith("TPU"):
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  return dict.fromkeys(flags, "true") | (_PREFETCH if prefetch else {})
+  options = dict.fromkeys(flags, "true")
+  if prefetch:
+    options |= _PREFETCH
+    if found is not None and found.name in _VMEM_KIB:
+      options[_VMEM] = _VMEM_KIB[found.name]
+  return options
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:
