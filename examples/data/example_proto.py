@@ -64,7 +64,7 @@ def _first(feature, names):
 
 
 def _messages():
-  """Builds the message types of tensorflow/core/example/{example,feature}.proto.
+  """Builds what tensorflow/core/example has in its two .proto files.
 
   In a pool of their own, so that TensorFlow can be imported beside them.
   """

@@ -2,8 +2,8 @@
 
 Each record is a `tf.train.Example` (`examples.data.example_proto`), of JPEG and
 PNG files as they were. Beside the shards, `classes.json` lists the names of the
-labels. A shard belongs to the part whose name its own has in it, as a word:
-`train-00000-of-00016.tfrecord`, `flowers-validation.array_record-00000-of-00001`.
+labels. A shard belongs to the part that its name has as a word, "train", "val"
+or "validation": `train-00000-of-00016.tfrecord`.
 """
 
 import bisect
