@@ -71,23 +71,28 @@ class Shapes:
     return self.count
 
   def __getitem__(self, index: int) -> dict:
-    """An example, as other sources give it, with its "caption" as well."""
-    if not 0 <= index < self.count:
-      raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-    rng = np.random.default_rng((self.stream, index))
-    which = index % len(self.combinations)
-    colour, shape = self.combinations[which]
-    size = int(rng.integers(len(SIZES)))
-    label: int | list[int] = which
+    rng, colour, shape, size = self._drawn(index)
+    label: int | list[int] = index % len(self.combinations)
     if self.by_attribute:
       label = [colour, len(COLOURS) + shape, len(COLOURS) + len(SHAPES) + size]
-    prompt = PROMPTS[rng.integers(len(PROMPTS))]
     return {
       "image": draw(rng, colour, shape, size),
       "label": label,
       "id": self.name(index),
-      "caption": caption(prompt, colour, shape, size),
     }
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """Sentences that say what an image shows, found without drawing it."""
+    _, *what = self._drawn(index)
+    return tuple(caption(prompt, *what) for prompt in PROMPTS)
+
+  def _drawn(self, index):
+    """A generator for the rest of an image, and what it shows."""
+    if not 0 <= index < self.count:
+      raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
+    rng = np.random.default_rng((self.stream, index))
+    pair = self.combinations[index % len(self.combinations)]
+    return rng, *pair, int(rng.integers(len(SIZES)))
 
   def name(self, index: int) -> str:
     """The id of an example, found without drawing it."""
