@@ -78,7 +78,7 @@ def test_a_tower_must_fit_the_images(tmp_path, words):
   jax.tree.map(np.testing.assert_array_equal, tower.params, params)
   with pytest.raises(UsageError, match="have 4 features, the image model's wi"):
     lit_tower.load_tower(tmp_path, mesh, 6)
-  with pytest.raises(UsageError, match="must hold tower.json"):
+  with pytest.raises(UsageError, match=r"must hold tower\.json"):
     lit_tower.load_tower(tmp_path / "none", mesh, 4)
   config = lit_tower.LitConfig(text=cfg, steps=1, batch=8)
   with pytest.raises(ValueError, match="width of the image features, 5, got 4"):

@@ -156,6 +156,8 @@ def load_model(folder: Path, flag: str, mesh, batch: int | None = None):
       cfg, params = kept.load_model(folder)
       check_mesh(cfg, mesh, batch or mesh.size, "tokens")
       return cfg, params
+    if not (folder / "config.json").is_file():
+      raise ValueError("must be the folder of a run, with config.json in it")
     config = read_config(folder)
     check_mesh(config.model, mesh, batch or mesh.size, config.layout)
     optimizer = make_optimizer(config.optimizer)
