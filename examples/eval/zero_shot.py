@@ -58,34 +58,31 @@ def evaluate(given: flags.FlagValues) -> dict:
   spec = "shapes:unseen" if given.demo else command.data_of(given)
   with blame(f"--data={spec}"):
     source = open_source(spec, "val")
-  texts = {} if given.demo else _prompts(source.classes, given.names)
+  if given.demo:
+    texts = _demo_prompts(source.classes)
+  else:
+    texts = _prompts(source.classes, given.names)
   images = lit_task.open_images(given, "zero_shot")
   tower = lit_task.tower_of(given, images)
   part = images.embed(source)
-  if given.demo:
-    texts = _demo_prompts(source.classes)
-  said = tower.embed([text for several in texts.values() for text in several])
-  class_of = [i for i, several in enumerate(texts.values()) for _ in several]
-  weights = zero_shot.classifier(said, class_of)
-  scores = zero_shot.scores(part.x, weights)
-  one = zero_shot.scores(part.x, zero_shot.normalised(
-    said[[class_of.index(i) for i in range(len(texts))]]
-  ))  # fmt: skip
+
+  def scores(texts):
+    said = tower.embed([text for several in texts for text in several])
+    class_of = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
+    return zero_shot.scores(part.x, zero_shot.classifier(said, class_of))
+
+  first = [several[:1] for several in texts]
   ours = {
-    "top-1 [%]": 100 * top1(scores, part.labels),
-    "top-1 of one prompt [%]": 100 * top1(one, part.labels),
+    "top-1 [%]": 100 * top1(scores(texts), part.labels),
+    "top-1 of one prompt [%]": 100 * top1(scores(first), part.labels),
     "top-1 by chance [%]": 100 / len(texts),
   }
   if given.demo:
-    every = open_source("shapes:all", "val")
-    more = _demo_prompts(every.classes)
-    said = tower.embed([text for several in more.values() for text in several])
-    class_of = [i for i, several in enumerate(more.values()) for _ in several]
-    wide = zero_shot.scores(part.x, zero_shot.classifier(said, class_of))
-    into = [every.classes.index(name) for name in source.classes]
-    labels = np.zeros((len(part.labels), len(every.classes)))
-    labels[:, into] = part.labels
-    ours[f"top-1 among all {len(every.classes)} [%]"] = 100 * top1(wide, labels)
+    every = open_source("shapes:all", "val").classes
+    labels = np.zeros((len(part.labels), len(every)))
+    labels[:, [every.index(name) for name in source.classes]] = part.labels
+    wide = scores(_demo_prompts(every))
+    ours[f"top-1 among all {len(every)} [%]"] = 100 * top1(wide, labels)
   return command.report(
     images.out,
     "zero_shot",
@@ -99,7 +96,7 @@ def evaluate(given: flags.FlagValues) -> dict:
       "image width": (images.cfg.width, 6144),
       "image": (images.cfg.image, "288, recalled"),
       "text tower": (f"{tower.cfg.width} wide", "1408 wide"),
-      "prompts a class": (len(next(iter(texts.values()))), "not in the text"),
+      "prompts a class": (len(texts[0]), "not in the text"),
     },
   )
 
@@ -108,15 +105,17 @@ def _demo_prompts(classes):
   """Sentences about drawn combinations, of either size."""
   from examples.data.shapes import COLOURS, PROMPTS, SHAPES, SIZES, caption
 
-  found = {}
+  found = []
   for name in classes:
     colour, shape = name.split()
     pair = tuple(COLOURS).index(colour), SHAPES.index(shape)
-    found[name] = [
-      caption(prompt, *pair, size)
-      for prompt in PROMPTS
-      for size in range(len(SIZES))
-    ]
+    found.append(
+      [
+        caption(prompt, *pair, size)
+        for prompt in PROMPTS
+        for size in range(len(SIZES))
+      ]
+    )
   return found
 
 
@@ -135,10 +134,10 @@ def _prompts(classes, names):
         raise ValueError(
           f"must name all {len(classes)} classes, does not know {missing[0]!r}"
         )
-  return {
-    name: [prompt.format(words.get(name, name)) for prompt in PROMPTS]
+  return [
+    [prompt.format(words.get(name, name)) for prompt in PROMPTS]
     for name in classes
-  }
+  ]
 
 
 def main(argv: list[str]) -> int:
