@@ -210,7 +210,7 @@ def refuse(capfd, *flags):
     (
       ["--preset=vit_22b"],
       "--preset=vit_22b: data set 'jft_4b' cannot be read by this command, "
-      "yet, only 'digits'",
+      "only digits, folder:PATH, records:PATH, tfrecords:PATH",
     ),
     (["--steps=0"], "--steps=0: 0 is not a positive integer"),
     (["--steps=-5"], "--steps=-5: -5 is not a positive integer"),
