@@ -31,6 +31,7 @@ from profiling import command
 _SIDE = 256
 _GRAIN = 9.0  # standard deviation, of 255 levels
 _BATCH = 32
+_IMAGES = 256
 
 
 def draw(rng: np.random.Generator, side: int = _SIDE) -> Image.Image:
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
       root = Path(folder)
-      write_folder(root, count=256)
+      write_folder(root, count=_IMAGES)
       files = list(root.glob("train/*/*.jpg"))
       size = statistics.mean(p.stat().st_size for p in files)
       bare, ours = measure(
