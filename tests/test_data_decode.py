@@ -57,12 +57,12 @@ def test_transparency_lies_on_white():
 
 
 def test_palettes_are_looked_up():
-  two = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
-  data = encode(two, "PNG", mode="P")
-  assert Image.open(io.BytesIO(data)).mode == "P"
-  np.testing.assert_array_equal(decoded(data), two)
-  clear = encode(two, "PNG", mode="P", transparency=0)
-  assert [255, 255, 255] in decoded(clear).tolist()[0]
+  image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+  image.putpalette([255, 0, 0, 0, 0, 255])
+  for options, first in (({}, [255, 0, 0]), ({"transparency": 0}, [255] * 3)):
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    assert decoded(file.getvalue()).tolist() == [[first, [0, 0, 255]]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -106,7 +106,7 @@ def test_truncated_files_are_named(kind):
 def test_a_flawed_jpeg_that_has_every_pixel_is_read():
   data = encode(PIXELS)
   flawed = data[:-2] + b"junk" + data[-2:]
-  np.testing.assert_allclose(decoded(flawed).astype(int), PIXELS, atol=12)
+  np.testing.assert_allclose(decoded(flawed).astype(int), decoded(data), atol=1)
 
 
 def test_other_files_are_named():
