@@ -108,7 +108,14 @@ def cut(
     x, y = image.shape[1] / full[0], image.shape[0] / full[1]
     box = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
   part = _resize(image, box, size)
-  return np.broadcast_to(part, (size, size, channels))
+  return part if part.shape[2] == channels else part.repeat(channels, axis=2)
+
+
+def flipped(pixels: np.ndarray) -> np.ndarray:
+  """Returns uint8 `[H, W, C]` seen from behind, in one piece."""
+  # Whole pixels are copied in half the time of their single bytes.
+  whole = pixels.view(f"V{pixels.shape[2]}")
+  return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
 def _resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:

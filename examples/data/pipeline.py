@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from examples.data import mixup
-from examples.data.crops import central_box, cut, inception_box
+from examples.data.crops import central_box, cut, flipped, inception_box
 from examples.data.skipped import BadImage, Skipped
 from examples.data.source import Source
 from models.vit_config import ViTConfig
@@ -183,18 +183,16 @@ def _order(source, seed) -> grain.MapDataset:
 
 def _batched(data, cfg, batch, rows) -> grain.MapDataset:
   def stack(examples):
-    images = np.zeros(
+    # Not zeros: the system hands out empty pages in larger pieces.
+    images = np.empty(
       (len(examples), cfg.image, cfg.image, cfg.channels), np.float32
     )
     for out, example in zip(images, examples, strict=True):
       image = example["image"]
-      if image is None:
-        continue
-      if image.dtype == np.uint8:
-        np.divide(image, 127.5, out=out, dtype=np.float32)
+      out[...] = 0 if image is None else image
+      if image is not None and image.dtype == np.uint8:
+        out /= 127.5
         out -= 1
-      else:
-        out[...] = image
     return {
       "image": images,
       "label": np.stack([example["label"] for example in examples]),
@@ -234,7 +232,7 @@ def _crop_at_random(augment) -> Callable:
       _size(image), rng, area=augment.area, ratio=augment.ratio
     )
     shown = cut(image, box, size, channels)
-    return shown[:, ::-1] if augment.flip and rng.random() < 0.5 else shown
+    return flipped(shown) if augment.flip and rng.random() < 0.5 else shown
 
   return crop
 
