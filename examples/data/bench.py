@@ -5,7 +5,7 @@
 Draws JPEGs of 341 x 256 pixels, photographs at a shorter side of 256, with the
 1/f spectrum of photographs and enough grain for about 0.4 bytes a pixel
 (ImageNet's files have 0.8), then takes turns between a loop that does nothing
-but open and decode them with Pillow and the pipeline: decode, random crop, 224
+but decode them to arrays with Pillow and the pipeline: decode, random crop, 224
 x 224, flip, float32, batches. Both use the same number of threads, and see each
 image once a turn.
 """
@@ -95,7 +95,7 @@ def measure(
   def decode(some):
     for path in some:
       with Image.open(path) as image:
-        image.load()
+        np.asarray(image)
 
   def bare():
     workers = [

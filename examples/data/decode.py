@@ -119,8 +119,13 @@ class Encoded:
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
   """(width, height) of a JPEG without EXIF; None for what needs a look."""
-  if data[:2] != b"\xff\xd8" or data.find(b"Exif\0", 0, 1 << 16) >= 0:
+  if data[:2] != b"\xff\xd8":
     return None
+  at = 2  # the segments of applications come first: EXIF's is APP1
+  while data[at : at + 1] == b"\xff" and data[at + 1] >= 0xE0:
+    if data[at + 1] == 0xE1:
+      return None
+    at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
   try:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
   except ValueError:
