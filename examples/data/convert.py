@@ -66,7 +66,8 @@ def convert(
   if not all(isinstance(s, EncodedSource) for s in sources.values()):
     raise ValueError(f"the images of {origin!r} are not files to be packed")
   folder.mkdir(parents=True, exist_ok=True)
-  skipped = skipped or Skipped()
+  if skipped is None:
+    skipped = Skipped()
   counts = {}
   for split, source in sources.items():
     order = np.random.default_rng(0).permutation(len(source)).tolist()

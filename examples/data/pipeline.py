@@ -80,7 +80,8 @@ def train_batches(
     augment: None for the paper's; not used if the source has a `view`, but for
       mixup.
     rows: which rows of a batch to make (`feed.host_rows`); None for all.
-    skipped: counts images left out, and says when they are too many.
+    skipped: counts images left out, and says when they are too many; None
+      allows ten.
 
   Returns:
     Items `{"image": [B, H, W, C], "label": [B, V], "mask": [B]}`, all float32:
@@ -96,7 +97,7 @@ def train_batches(
   rows = range(batch) if rows is None else rows
   if augment.mixup:
     mixup.check_pairs(rows)
-  read = _reader(source, cfg, skipped or Skipped(), _crop_at_random(augment))
+  read = _reader(source, cfg, skipped, _crop_at_random(augment))
   data = _order(source, seed).random_map(read)
   data = _batched(data, cfg, batch, rows)
   if augment.mixup:
@@ -150,7 +151,7 @@ def eval_batches(
     box = central_box(_size(image), share=share, keep_aspect=keep_aspect)
     return cut(image, box, size, channels)
 
-  read = _reader(source, cfg, skipped or Skipped(), crop)
+  read = _reader(source, cfg, skipped, crop)
   count = len(source)
   padded = -(-count // batch) * batch
   data = grain.MapDataset.range(padded).map(
@@ -205,6 +206,8 @@ def _batched(data, cfg, batch, rows) -> grain.MapDataset:
 def _reader(source, cfg, skipped, crop) -> Callable:
   """Returns what makes one row, from an index and a generator or None."""
   _check(source, cfg)
+  if skipped is None:
+    skipped = Skipped()
   read = getattr(source, "encoded", source.__getitem__)
   view = getattr(source, "view", None)
   _look(source, read, skipped)
