@@ -7,7 +7,6 @@ sum of their bits), the position in the data, and what the run says of itself.
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -42,8 +41,6 @@ class Checkpoints:
     directory: Path,
     keep: int,
     *,
-    every: int | None = None,
-    every_s: float | None = None,
     about: dict | None = None,
   ):
     """Opens `directory`, which is made if needed, and keeps `keep` newest.
@@ -51,16 +48,11 @@ class Checkpoints:
     Args:
       directory: of all steps.
       keep: checkpoints to keep.
-      every: steps from one to the next, for `due`.
-      every_s: seconds after which one is due whatever the step; the clock of
-        the first host counts, and asking it takes a broadcast.
       about: JSON to keep in each, such as the run's config.
     """
     self._directory = directory.absolute()
-    self._every, self._every_s = every, every_s
     self._about = about or {}
     self._saved: list[int] = []
-    self._last_s = time.monotonic()
     try:
       self._manager = ocp.CheckpointManager(
         self._directory,
@@ -85,21 +77,13 @@ class Checkpoints:
     finally:
       self._manager.close()
 
-  def due(self, step: int) -> bool:
-    """Whether to save after `step`, by its number or by the clock.
+  def check(self) -> None:
+    """Returns at once, also if a save is still under way.
 
     Raises:
-      CheckpointError: if the save that was under way has failed.
+      CheckpointError: if the last save has failed.
     """
     self._finish(self._manager.check_for_errors)
-    if self._every and step % self._every == 0:
-      return True
-    if self._every_s is None:
-      return False
-    late = time.monotonic() - self._last_s >= self._every_s
-    if jax.process_count() > 1:
-      late = bool(multihost_utils.broadcast_one_to_all(late))
-    return late
 
   def save(self, step: int, state, data: dict | None = None) -> None:
     """Saves a tree of arrays; returns as soon as they may be donated.
@@ -133,7 +117,6 @@ class Checkpoints:
       about=ocp.args.JsonSave(about),
     )
     self._finish(lambda: self._manager.save(step, args=items, force=True))
-    self._last_s = time.monotonic()
 
   def wait(self) -> None:
     """Returns when the last save is on disk.

@@ -2,7 +2,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -247,19 +246,6 @@ def test_another_architecture_lists_the_leaves_that_differ(saved):
   )
 
 
-def test_due_by_step_and_by_clock(tmp_path):
-  with Checkpoints(tmp_path / "steps", keep=1, every=3) as by_step:
-    assert [by_step.due(step) for step in (1, 2, 3, 4, 6)] == [
-      False, False, True, False, True,
-    ]  # fmt: skip
-  with Checkpoints(tmp_path / "clock", keep=1, every_s=0.2) as by_clock:
-    assert not by_clock.due(1)
-    time.sleep(0.2)
-    assert by_clock.due(2)
-    by_clock.save(2, some_state((1, 1)))
-    assert not by_clock.due(3)
-
-
 # Saves until the disk is full; each array takes 400 kB, and does not compress.
 FILL_THE_DISK = """
 import sys
@@ -279,7 +265,8 @@ try:
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     checkpoints.save(2, state(2, 4_000_000))
     print("went on")  # the failure is the background's
-    checkpoints.wait()
+    while True:
+      checkpoints.check()
 except CheckpointError as error:
   print(error)
 print(*(path.name for path in folder.iterdir()))
