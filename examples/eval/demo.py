@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import tqdm
 
-from examples import data
+from examples.data import digits as scans
+from examples.data.pipeline import train_batches
 from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
 from models.params import init_params
@@ -27,14 +28,14 @@ def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
     Its config and its parameters.
   """
   cfg = get_config("vit_tiny", head_bias_init=math.log(1 / 9))
-  split, _ = data.load("digits")
-  batches = iter(data.train_batches(split, cfg, batch=128, seed=0))
+  source = scans.load("train")
+  batches = iter(train_batches(source, cfg, batch=128, seed=0))
   return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
 
 
-def digit_images(split: data.Split, size: int = 32) -> list[np.ndarray]:
+def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:
   """The scans of a part of the digits as images `[size, size, 1]`."""
-  return [data.render(scan, size) for scan in split.scans]
+  return [scans.render(scan, size) for scan in source.scans]
 
 
 def kept(
