@@ -71,6 +71,7 @@ class PlexViT:
   Raises:
     ValueError: if `cfg` has no classes, or the model axis does not divide its
       heads and MLP.
+    NotImplementedError: if `cfg` is of another family.
   """
 
   def __init__(
@@ -83,6 +84,12 @@ class PlexViT:
   ):
     if not cfg.classes:
       raise ValueError("cfg must have classes, got 0")
+    if cfg.cls or cfg.pre_logits or cfg.gelu != "tanh":
+      raise NotImplementedError(
+        "Plex knows neither a class token, a pre-logits layer nor the exact "
+        f"GELU, got cls={cfg.cls}, pre_logits={cfg.pre_logits}, "
+        f"gelu={cfg.gelu!r}"
+      )
     size = mesh.shape["model"]
     if cfg.heads % size or cfg.mlp % size:
       raise ValueError(
@@ -160,6 +167,20 @@ class PlexViT:
     elif self.plex.head == "heteroscedastic":
       made["head"] = self._head.init(next(keys), self.cfg.width)
     return jax.tree.map(jnp.asarray, made)
+
+  def specs(self, params: dict) -> dict:
+    """The `PartitionSpec` of each of the parameters that `init` makes."""
+    whole = jax.tree.map(lambda _: jax.P(), params)
+    for name, layer in self._layers.items():
+      whole["blocks"][name] = {
+        leaf: jax.P(None, *layer.specs[leaf]) for leaf in params["blocks"][name]
+      }
+    if self.cfg.pool:
+      for name, layer in self._pool_layers.items():
+        whole["pool"][name] = {
+          leaf: layer.specs[leaf] for leaf in params["pool"][name]
+        }
+    return whole
 
   def __call__(
     self, params: dict, images: jax.Array, key: jax.Array
