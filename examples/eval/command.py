@@ -104,6 +104,19 @@ def mesh_of(given: flags.FlagValues):
     return make_mesh(data=data, model=model)
 
 
+def data_of(given: flags.FlagValues) -> str:
+  """The data set of `--data`.
+
+  Raises:
+    UsageError: if the flag is not there.
+  """
+  if given.data is None:
+    raise UsageError(
+      "--data must name a data set, as folder:PATH; --demo needs none"
+    )
+  return given.data
+
+
 def model_of(given: flags.FlagValues, mesh):
   """The `(ViTConfig, params)` of `--checkpoint`.
 
@@ -190,6 +203,30 @@ def report(
   (figure or _bars(name, ours, paper)).savefig(picture, dpi=120)
   print(f"written: {path}, {picture}")
   return record
+
+
+def curves(lines: dict[str, list], x: str, y: str, *, log_x: bool = False):
+  """Returns a figure of lines.
+
+  Args:
+    lines: by legend; of each point `(x, y)`, or `y` alone.
+    x, y: labels of the axes.
+    log_x: a logarithmic x axis.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axis = figure.subplots()
+  for legend, points in lines.items():
+    if points and not isinstance(points[0], tuple):
+      points = list(enumerate(points, 1))
+    axis.plot(*zip(*points, strict=True), ".-", label=legend)
+  if log_x:
+    axis.set_xscale("log")
+  axis.set(xlabel=x, ylabel=y)
+  axis.grid(alpha=0.3)
+  axis.legend()
+  return figure
 
 
 def _bars(name, ours, paper):

@@ -1,5 +1,6 @@
 """A small ViT trained here in seconds, for `--demo`, and kept under `runs/`."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,8 +12,10 @@ import jax
 import numpy as np
 import tqdm
 
+from collective_mm import make_mesh
 from examples.data import digits as scans
-from examples.data.pipeline import train_batches
+from examples.data.pipeline import eval_batches, train_batches
+from examples.data.sources import open_source
 from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
 from models.params import init_params
@@ -31,6 +34,36 @@ def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
   source = scans.load("train")
   batches = iter(train_batches(source, cfg, batch=128, seed=0))
   return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
+
+
+def shapes(*, steps: int = 300, folder=_FOLDER):
+  """A ViT that has learned colours, shapes and sizes, apart from each other.
+
+  From the combinations of "shapes" alone; those of "shapes:unseen" are what to
+  evaluate it on.
+
+  Returns:
+    Its config and its parameters.
+  """
+  source = open_source("shapes", "train")
+  classes = len(source.classes)
+  cfg = get_config(
+    "vit_tiny", channels=3, classes=classes, head_bias_init=math.log(0.2)
+  )
+  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  batches = _shuffled(source, cfg, batch=128)
+  return cfg, kept("shapes", cfg, one, batches, steps=steps, folder=folder)
+
+
+def _shuffled(source, cfg, *, batch: int, count: int = 4096) -> Iterator[dict]:
+  """Endless batches of images that are drawn once, since drawing takes longer
+  than learning."""
+  few = dataclasses.replace(source, count=count)
+  (whole,) = eval_batches(few, cfg, batch=count)
+  rng = np.random.default_rng(0)
+  while True:
+    rows = rng.integers(count, size=batch)
+    yield {name: x[rows] for name, x in whole.items()}
 
 
 def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:

@@ -70,7 +70,16 @@ def keep(scores: np.ndarray, fraction: float) -> np.ndarray:
     >>> keep(np.array([0.1, 0.9, 0.5, 0.7]), 0.5).tolist()
     [1, 3]
   """
-  if not 0 < fraction <= 1:
-    raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+  check_fraction(fraction)
   count = max(1, int(len(scores) * fraction))
   return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def check_fraction(fraction: float) -> None:
+  """Checks a share of features to keep.
+
+  Raises:
+    ValueError: if it is not in (0, 1].
+  """
+  if not 0 < fraction <= 1:
+    raise ValueError(f"fraction must be in (0, 1], got {fraction}")
