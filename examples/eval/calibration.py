@@ -22,8 +22,12 @@ def main(argv: list[str]) -> int:
 def define(values: flags.FlagValues) -> None:
   """Adds the flags of this command."""
   options = {"flag_values": values}
-  flags.DEFINE_string("predictions", None, "an .npz with probs and labels", **options)
-  flags.DEFINE_float("percent", 20, "images that fit the temperature", **options)
+  flags.DEFINE_string(
+    "predictions", None, "an .npz with probs and labels", **options
+  )
+  flags.DEFINE_float(
+    "percent", 20, "images that fit the temperature", **options
+  )
   flags.DEFINE_integer("bins", 15, "equal bins of the ECE", 1, **options)
 
 

@@ -118,7 +118,9 @@ def _parts(given, out):
   root = Path(given.celeba)
   with blame(f"--celeba={root}"):
     found = read_attributes(root, [given.target, given.sensitive])
-    sources = {part: open_files(root, files) for part, (files, _) in found.items()}
+    sources = {
+      part: open_files(root, files) for part, (files, _) in found.items()
+    }
   model = open_model(given, out)
   groups = [f"not_{given.sensitive}", given.sensitive]
   parts = {}

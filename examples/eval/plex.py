@@ -49,7 +49,9 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_multi_enum(
     "variant", list(VARIANTS), list(VARIANTS), "which models", **options
   )
-  flags.DEFINE_integer("steps", None, "of fine-tuning [60; 40000]", 1, **options)
+  flags.DEFINE_integer(
+    "steps", None, "of fine-tuning [60; 40000]", 1, **options
+  )
   flags.DEFINE_float("lr", 0.03, "first learning rate", **options)
   flags.DEFINE_integer("samples", None, "Monte Carlo [50; 1000]", 1, **options)
   flags.DEFINE_integer("factors", 15, "rank of the covariance", 1, **options)
@@ -59,7 +61,9 @@ def define(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string("corrupted", None, "folder like ImageNet-C", **options)
   flags.DEFINE_string("outside", None, "folder like Places365", **options)
-  flags.DEFINE_string("soft_labels", None, "an .npz with soft [N, K]", **options)
+  flags.DEFINE_string(
+    "soft_labels", None, "an .npz with soft [N, K]", **options
+  )
 
 
 def evaluate(given) -> dict:
@@ -105,7 +109,8 @@ def evaluate(given) -> dict:
     found = plex_sets.score(predict, sets)
     ours |= {f"{variant}_{name}": value for name, value in found.items()}
   paper = {
-    f"plain_{name}": f"{value}, as recalled" for name, value in _RECALLED.items()
+    f"plain_{name}": f"{value}, as recalled"
+    for name, value in _RECALLED.items()
   }
   return command.report(
     out,

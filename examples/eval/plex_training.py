@@ -48,7 +48,9 @@ def fine_tune(
 
   def loss(params, batch, key):
     logs = model(params, batch["image"], key)
-    label = batch["label"] / jnp.maximum(batch["label"].sum(-1, keepdims=True), 1)
+    label = batch["label"] / jnp.maximum(
+      batch["label"].sum(-1, keepdims=True), 1
+    )
     members = len(logs) // len(label)
     weights = jnp.tile(label * batch["mask"][:, None], (members, 1))
     return -(weights * logs).sum() / (members * batch["mask"].sum())
