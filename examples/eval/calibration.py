@@ -22,12 +22,8 @@ def main(argv: list[str]) -> int:
 def define(values: flags.FlagValues) -> None:
   """Adds the flags of this command."""
   options = {"flag_values": values}
-  flags.DEFINE_string(
-    "predictions", None, "an .npz with probs and labels", **options
-  )
-  flags.DEFINE_float(
-    "percent", 20, "images that fit the temperature", **options
-  )
+  flags.DEFINE_string("predictions", None, "an .npz: probs, labels", **options)
+  flags.DEFINE_float("percent", 20, "of images that fit T", **options)
   flags.DEFINE_integer("bins", 15, "equal bins of the ECE", 1, **options)
 
 
@@ -80,17 +76,14 @@ def evaluate(given) -> dict:
 
 def _predictions(given, out):
   """Probabilities, labels and what they are of."""
-  import numpy as np
+  from examples.eval.arrays import read_npz
 
   if given.predictions:
     if given.demo or given.checkpoint or given.data:
-      raise UsageError("--predictions needs no --demo, --checkpoint or --data")
+      raise UsageError("--predictions needs no --demo, --data, --checkpoint")
     with blame(f"--predictions={given.predictions}"):
-      with np.load(given.predictions) as file:
-        missing = {"probs", "labels"} - set(file)
-        if missing:
-          raise ValueError(f"{', '.join(sorted(missing))} missing")
-        return file["probs"], file["labels"], given.predictions
+      arrays = read_npz(given.predictions, "probs", "labels")
+    return *arrays, given.predictions
   from examples.data.sources import open_source
   from examples.eval.predict import open_model
 

@@ -37,9 +37,7 @@ def define(values: flags.FlagValues) -> None:
   """Adds the flags of this command."""
   options = {"flag_values": values}
   flags.DEFINE_string("answers", None, "folder of CSVs", **options)
-  flags.DEFINE_string(
-    "stimuli", None, "CATEGORY/image for the model", **options
-  )
+  flags.DEFINE_string("stimuli", None, "CATEGORY/image to show", **options)
   flags.DEFINE_string("predictions", None, "an .npz of probs, names", **options)
   flags.DEFINE_string("experiment", "cue-conflict", "of --stimuli", **options)
   flags.DEFINE_string("model_name", "model", "of the model's CSV", **options)
@@ -150,16 +148,14 @@ def _model_answers(given, out):
   """The model's answers to `--stimuli`, or from its probabilities."""
   import numpy as np
 
+  from examples.eval.arrays import read_npz
   from examples.eval.metrics.human import category_probabilities
   from examples.eval.metrics.sixteen_classes import SIXTEEN_CLASSES
   from examples.eval.predict import open_classes, open_model
 
   if given.predictions:
-    with np.load(given.predictions) as file:
-      missing = {"probs", "names"} - set(file)
-      if missing:
-        raise ValueError(f"{', '.join(sorted(missing))} missing")
-      probs, names = file["probs"], file["names"].tolist()
+    probs, names = read_npz(given.predictions, "probs", "names")
+    names = names.tolist()
   else:
     source = open_classes(given.stimuli)
     model = open_model(given, out)
@@ -213,9 +209,8 @@ def _demo_answers(given, out):
     )
     shape, texture = (_DIGITS[scans.labels[k]] for k in (large, small))
     names.append(f"{shape}/{shape}{i}-{texture}{small}.png")
-  source = Images(
-    images, [_DIGITS.index(n.split("/")[0]) for n in names], _DIGITS
-  )
+  labels = [_DIGITS.index(name.split("/")[0]) for name in names]
+  source = Images(images, labels, _DIGITS)
   probs, _ = model.probabilities(source)
   answers = [_written("model", out, names, np.array(_DIGITS)[probs.argmax(1)])]
 

@@ -49,9 +49,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_multi_enum(
     "variant", list(VARIANTS), list(VARIANTS), "which models", **options
   )
-  flags.DEFINE_integer(
-    "steps", None, "of fine-tuning [60; 40000]", 1, **options
-  )
+  flags.DEFINE_integer("steps", None, "of training [60; 40000]", 1, **options)
   flags.DEFINE_float("lr", 0.03, "first learning rate", **options)
   flags.DEFINE_integer("samples", None, "Monte Carlo [50; 1000]", 1, **options)
   flags.DEFINE_integer("factors", 15, "rank of the covariance", 1, **options)
@@ -61,9 +59,7 @@ def define(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string("corrupted", None, "folder like ImageNet-C", **options)
   flags.DEFINE_string("outside", None, "folder like Places365", **options)
-  flags.DEFINE_string(
-    "soft_labels", None, "an .npz with soft [N, K]", **options
-  )
+  flags.DEFINE_string("soft_labels", None, "an .npz: soft [N, K]", **options)
 
 
 def evaluate(given) -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 from examples.data.pipeline import eval_batches
 from examples.data.shapes import open_shapes
 from examples.data.source import Source
+from examples.eval.arrays import read_npz
 from examples.eval.draw_corruptions import CORRUPTIONS, corrupt
 from examples.eval.metrics import calibration, detection
 from examples.eval.metrics import oracle_collaborative as oracle
@@ -69,10 +70,7 @@ def open_sets(given, cfg: ViTConfig, val: Source) -> Sets:
     sets["outside"], _ = shown(open_classes(given.outside), cfg)
   if given.soft_labels:
     with blame(f"--soft_labels={given.soft_labels}"):
-      with np.load(given.soft_labels) as file:
-        if "soft" not in file:
-          raise ValueError("soft [N, K] missing")
-        soft = file["soft"]
+      (soft,) = read_npz(given.soft_labels, "soft")
       if soft.shape != (len(images), cfg.classes):
         raise ValueError(
           f"soft must be [{len(images)}, {cfg.classes}], a row for each image "
