@@ -98,7 +98,7 @@ def test_folders_of_classes(tmp_path):
   assert [source[i]["label"] for i in range(3)] == [[0], [0], [1]]
   files = open_files(tmp_path, ["b/2.png"])
   assert len(files) == 1
-  with pytest.raises(UsageError, match="1 of 2 are not there, the first c.png"):
+  with pytest.raises(UsageError, match=r"1 of 2 are not .* the first c\.png"):
     open_files(tmp_path, ["b/2.png", "c.png"])
   with pytest.raises(UsageError, match="must hold a folder of images for each"):
     open_classes(tmp_path / "a")
@@ -107,7 +107,7 @@ def test_folders_of_classes(tmp_path):
 
 
 def test_images_of_imagenet_c_are_read_in_order(tmp_path):
-  with pytest.raises(UsageError, match="75 of 75 .* first gaussian_noise/1"):
+  with pytest.raises(UsageError, match=r"75 of 75 .* first gaussian_noise/1"):
     plex_sets._check_corrupted(tmp_path)
   for i, name in enumerate(ALEXNET_ERRORS):
     for severity in range(1, 6):
