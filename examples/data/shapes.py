@@ -30,7 +30,8 @@ PROMPTS = (
   "this {shape} is {size} and {colour}",
 )
 _SIDE = 64  # pixels, drawn before they are shown smaller
-_COUNTS = {"train": 8192, "val": 1024}
+_COUNTS = {"": {"train": 4096, "val": 512}}  # drawn in seconds
+_FEWER = {"train": 1024, "val": 512}
 _STREAMS = {"train": 1, "val": 2}
 
 
@@ -71,23 +72,28 @@ class Shapes:
     return self.count
 
   def __getitem__(self, index: int) -> dict:
-    """An example, as other sources give it, with its "caption" as well."""
-    if not 0 <= index < self.count:
-      raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-    rng = np.random.default_rng((self.stream, index))
-    which = index % len(self.combinations)
-    colour, shape = self.combinations[which]
-    size = int(rng.integers(len(SIZES)))
-    label: int | list[int] = which
+    rng, colour, shape, size = self._drawn(index)
+    label: int | list[int] = index % len(self.combinations)
     if self.by_attribute:
       label = [colour, len(COLOURS) + shape, len(COLOURS) + len(SHAPES) + size]
-    prompt = PROMPTS[rng.integers(len(PROMPTS))]
     return {
       "image": draw(rng, colour, shape, size),
       "label": label,
       "id": self.name(index),
-      "caption": caption(prompt, colour, shape, size),
     }
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """Sentences that say what an image shows, found without drawing it."""
+    _, *what = self._drawn(index)
+    return tuple(caption(prompt, *what) for prompt in PROMPTS)
+
+  def _drawn(self, index):
+    """A generator for the rest of an image, and what it shows."""
+    if not 0 <= index < self.count:
+      raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
+    rng = np.random.default_rng((self.stream, index))
+    pair = self.combinations[index % len(self.combinations)]
+    return rng, *pair, int(rng.integers(len(SIZES)))
 
   def name(self, index: int) -> str:
     """The id of an example, found without drawing it."""
@@ -126,7 +132,7 @@ def open_shapes(which: str, split: str) -> Shapes:
   return Shapes(
     combinations=tuple(kept[which]),
     stream=_STREAMS[split],
-    count=_COUNTS[split],
+    count=_COUNTS.get(which, _FEWER)[split],
     by_attribute=not which,
   )
 

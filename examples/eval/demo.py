@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from collective_mm import make_mesh
 from examples.data import digits as scans
 from examples.data.pipeline import eval_batches, train_batches
 from examples.data.sources import open_source
+from examples.eval.kept import load_tree, save_tree, shapes_of
 from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
-from models.params import init_params
 from models.vit_config import ViTConfig, get_config
 
 _FOLDER = Path("runs") / "demo"
@@ -84,19 +83,12 @@ def kept(
   """Returns what `fit` does, from `folder` if it was trained before."""
   key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
   path = folder / f"{name}-{key.hexdigest()[:8]}.npz"
-  shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
-  leaves, treedef = jax.tree.flatten(shapes)
   if path.exists():
-    with np.load(path) as file:
-      return treedef.unflatten([file[f"{i}"] for i in range(len(leaves))])
+    return load_tree(path, shapes_of(cfg))
   print(f"training the demo's model once, {steps} steps: {path}")
-  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f".{os.getpid()}.tmp")
-  with partial.open("wb") as file:
-    np.savez(file, **{f"{i}": x for i, x in enumerate(jax.tree.leaves(params))})
-  os.replace(partial, path)
-  return params
+  params = fit(cfg, mesh, batches, steps=steps, lr=lr)
+  save_tree(path, params)
+  return jax.device_get(params)
 
 
 def fit(

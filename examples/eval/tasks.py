@@ -132,10 +132,7 @@ def open_task(
 
 
 class Shown:
-  """The images of a source as the model sees them; their labels on the way.
-
-  To be gone through once, and whole.
-  """
+  """The images of a source as the model sees them; their labels on the way."""
 
   def __init__(
     self, source: Source, cfg: ViTConfig, *, share=0.875, keep_aspect=True
@@ -158,6 +155,7 @@ class Shown:
     return self._count
 
   def __iter__(self):
+    self._labels, self._mask = [], []
     for batch in self._batches:
       real = min(_READ, self._count - sum(map(len, self._mask)))
       self._labels.append(batch["label"][:real])

@@ -1,5 +1,6 @@
 """Trains any parameters by any loss over the mesh, and goes on where it was."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,20 +117,19 @@ def train(
     range(start, steps), initial=start, total=steps, unit="step", desc=title,
     disable=None, leave=False,
   )  # fmt: skip
-  keeper = Checkpoints(folder, 1) if folder is not None else None
-  try:
+  with contextlib.ExitStack() as stack:
+    keeper = None
+    if folder is not None:
+      keeper = stack.enter_context(Checkpoints(folder, 1))
     for i in bar:
       batch = jax.device_put(batch_of(i), place)
       jax.block_until_ready(state.step)  # one step in flight
       state = step(state, frozen, batch)
-      due = (i + 1) % save_every == 0 or i + 1 == steps
-      if due:
-        bar.set_postfix(loss=f"{float(state.losses[i]):.3f}", refresh=False)
-      if due and keeper is not None:
+      if (i + 1) % save_every and i + 1 != steps:
+        continue
+      bar.set_postfix(loss=f"{float(state.losses[i]):.3f}", refresh=False)
+      if keeper is not None:
         keeper.save(i + 1, state)
-  finally:
-    if keeper is not None:
-      keeper.__exit__(None, None, None)
   losses = np.asarray(state.losses)
   if not np.isfinite(losses[-1]):
     raise FloatingPointError(f"{title}: the loss is {losses[-1]} at the end")
