@@ -119,6 +119,8 @@ def test_images_of_imagenet_c_are_read_in_order(tmp_path):
   assert [(name, severity) for name, severity, *_ in found] == [
     (name, severity) for name in ALEXNET_ERRORS for severity in range(1, 6)
   ]
+  (few,) = {len(x[2]) for x in plex_sets._read_corrupted(tmp_path, cfg, 1)}
+  assert few == 1
   for i, (_, _, images, labels) in enumerate(found):
     assert images.shape == (2, 8, 8, 1) and labels.tolist() == [0, 1]
     np.testing.assert_allclose(images, 10 * (i // 5) / 127.5 - 1, atol=1e-6)

@@ -34,8 +34,7 @@ def evaluate(given) -> dict:
   from examples.data.sources import open_source
   from examples.eval.metrics.attribution import integrated_gradients
   from examples.eval.plex_sets import shown
-  from examples.eval.predict import open_model
-  from examples.eval.tasks import Subset
+  from examples.eval.predict import Some, open_model
 
   out = command.out_folder(given, "attribution")
   model = open_model(given, out)
@@ -45,7 +44,7 @@ def evaluate(given) -> dict:
   with blame(f"--data={spec}"):
     source = open_source(spec, "val")
     count = min(given.count, len(source))
-    images, labels = shown(Subset(source, range(count)), model.cfg)
+    images, labels = shown(Some(source, range(count)), model.cfg)
   gradient = logit_gradient(model)
   baseline = np.full_like(images[0], 2 * given.grey - 1)
   ours, maps = {}, []

@@ -14,7 +14,7 @@ from examples.eval.draw_corruptions import CORRUPTIONS, corrupt
 from examples.eval.metrics import calibration, detection
 from examples.eval.metrics import oracle_collaborative as oracle
 from examples.eval.metrics.corruptions import ALEXNET_ERRORS, corruption_errors
-from examples.eval.predict import open_classes
+from examples.eval.predict import Some, open_classes
 from examples.usage import UsageError, blame
 from models.vit_config import ViTConfig
 
@@ -117,15 +117,13 @@ def shown(
     cfg: for the size.
     count: at most that many, evenly spread; None for all.
   """
+  if count is not None and count < len(source):
+    source = Some(source, np.linspace(0, len(source) - 1, count).astype(int))
   cfg = dataclasses.replace(cfg, classes=len(source.classes))
   batches = eval_batches(source, cfg, batch=_READ)
   whole = [(b["image"], b["label"], b["mask"] > 0) for b in batches]
   images, labels, mask = map(np.concatenate, zip(*whole, strict=True))
-  images, labels = images[mask], labels[mask].argmax(axis=1)
-  if count is not None and count < len(images):
-    keep = np.linspace(0, len(images) - 1, count).astype(int)
-    images, labels = images[keep], labels[keep]
-  return images, labels
+  return images[mask], labels[mask].argmax(axis=1)
 
 
 def _reliability(probs, labels):

@@ -57,6 +57,35 @@ class Images:
     return image
 
 
+class Some:
+  """Some examples of a source, shown as it shows them.
+
+  Attributes:
+    classes: the source's.
+  """
+
+  def __init__(self, source: Source, indices: Sequence[int]):
+    """Args:
+    source: what to draw from.
+    indices: which examples, in order.
+    """
+    self._source, self._indices = source, indices
+    self.classes = source.classes
+    if hasattr(source, "view"):
+      self.view = source.view
+    if hasattr(source, "encoded"):
+      self.encoded = lambda index: source.encoded(indices[index])
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict:
+    return self._source[self._indices[index]]
+
+  def name(self, index: int) -> str:
+    return self._source.name(self._indices[index])
+
+
 class Model(NamedTuple):
   """A model on its devices.
 
