@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,23 +100,11 @@ def test_unit_vectors_leave_the_vit_as_it_is(mesh, images):
   np.testing.assert_allclose(got, jax.nn.softmax(logits), atol=1e-5)
 
 
-def test_a_heteroscedastic_head_learns_from_every_layer(mesh, images):
-  plex = PlexConfig(head="heteroscedastic", members=1, samples=4, factors=2)
-  # That the rings' gradients are right is tested with them.
-  model = PlexViT(PARALLEL, plex, mesh, schedule="unoverlapped")
-  params = model.init(KEY, trained(PARALLEL))
-
-  @jax.jit
-  @jax.value_and_grad
-  def loss(params):
-    return -model(params, images, KEY)[:, 0].mean()
-
-  value, gradients = loss(params)
-  assert np.isfinite(value)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-    assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
-  # One member is the Dense layer itself, whatever `sign` says.
-  assert set(np.unique(params["blocks"]["q"]["alpha"])) == {1.0}
+def test_one_member_is_the_dense_layer_itself(mesh):
+  plex = PlexConfig(head="heteroscedastic", members=1)
+  params = PlexViT(PARALLEL, plex, mesh).init(KEY, trained(PARALLEL))
+  for name in ("alpha", "gamma"):
+    assert set(np.unique(params["blocks"]["q"][name])) == {1.0}
 
 
 def test_bad_models_are_named(mesh):
@@ -125,5 +112,7 @@ def test_bad_models_are_named(mesh):
     PlexConfig(head="gp")
   with pytest.raises(ValueError, match="cfg must have classes, got 0"):
     PlexViT(get_config("vit_tiny", classes=0), PlexConfig(), mesh)
+  with pytest.raises(NotImplementedError, match="got cls=True"):
+    PlexViT(get_config("vit_tiny", pool=False, cls=True), PlexConfig(), mesh)
   with pytest.raises(ValueError, match=r"2 does not divide 3 and 256"):
     PlexViT(get_config("vit_tiny", width=66, heads=3), PlexConfig(), mesh)
