@@ -127,9 +127,7 @@ class ShardedViT:
     """Patches to tokens; the kernel is small and whole on every device."""
     if self.by_features:
       images = all_gather(images, "model", 0)  # [B_d, H, W, C]
-    patches = patchify(images, self.cfg.patch).astype(self.dtype)
-    kernel = self._local(embed["kernel"]).astype(self.dtype)
-    x = jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
+    x = self._patches(embed, images)
     x = x + self._local(embed["bias"]) + self._local(embed["position"])
     if self.cfg.cls:
       cls = self._local(embed["cls"])
@@ -137,6 +135,12 @@ class ShardedViT:
       x = jnp.concatenate([cls, x], axis=1)
     x = x.reshape(-1, x.shape[-1]).astype(self.dtype)
     return x
+
+  def _patches(self, embed, images):
+    """Patches times their kernel, in float32: -> [B, S, D]."""
+    patches = patchify(images, self.cfg.patch).astype(self.dtype)
+    kernel = self._local(embed["kernel"]).astype(self.dtype)
+    return jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
 
   def _blocks(self, x, params, specs):
     """All encoder blocks; of each its largest attention logit and its tap."""
