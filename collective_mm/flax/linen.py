@@ -1,7 +1,4 @@
-"""Flax linen's Dense and DenseGeneral, sharded and overlapped.
-
-Import it as `from collective_mm.flax import linen`.
-"""
+"""Flax linen's Dense and DenseGeneral, sharded and overlapped."""
 
 import math
 from collections.abc import Callable, Sequence

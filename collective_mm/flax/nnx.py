@@ -1,7 +1,4 @@
-"""Flax nnx's Linear, sharded and overlapped.
-
-Import it as `from collective_mm.flax import nnx`.
-"""
+"""Flax nnx's Linear, sharded and overlapped."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
