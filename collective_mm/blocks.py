@@ -24,7 +24,7 @@ def tp_mlp(
   x: jax.Array,
   *,
   activation: Callable[..., jax.Array],
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh | None = None,
   axis_name: str = "model",
   token_dim: int = -2,
   wire_dtype: jax.typing.DTypeLike | None = None,
@@ -41,7 +41,8 @@ def tp_mlp(
       may be missing.
     x: `[..., D]`, sharded over `axis_name` in `token_dim`.
     activation: such as `jax.nn.gelu`, elementwise.
-    mesh: mesh of the global view; None inside `jax.shard_map`.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
     axis_name: mesh axis that splits the weights.
     token_dim: the dim that is gathered, and scattered again.
     wire_dtype: as in `matmul_reduce_scatter`.
@@ -92,7 +93,7 @@ def tp_attention_projections(
   x: jax.Array,
   attend: Callable[..., jax.Array],
   *,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh | None = None,
   axis_name: str = "model",
   token_dim: int = -2,
   wire_dtype: jax.typing.DTypeLike | None = None,
@@ -115,8 +116,8 @@ def tp_attention_projections(
     x: `[..., D]`, sharded over `axis_name` in `token_dim`.
     attend: `attend(q, k, v)` of one device's heads, `[..., H / t, K]` and twice
       `[..., max(G / t, 1), K]`, gives `[..., H / t, K]`.
-    mesh: mesh of the global view; None inside `jax.shard_map`, where `params`
-      are those of one device, with one head where heads are replicated.
+    mesh: as in `tp_mlp`; inside `jax.shard_map` the `params` are those of one
+      device, with one head where heads are replicated.
     axis_name, token_dim, wire_dtype, options: as in `tp_mlp`.
 
   Raises:
@@ -160,9 +161,9 @@ def tp_attention_projections(
     bias = params["out"].get("bias")
     return y if bias is None else y + bias
 
+  mesh = global_view.ring_mesh(mesh, axis_name)
   if mesh is None:
     return per_device(params, x)
-  global_view.check_axis(mesh, axis_name)
   rows = global_view.sharded_dim(x.ndim, token_dim, axis_name)
   size, dim = mesh.shape[axis_name], f"dim {token_dim} of x"
   global_view.check_divides(mesh, axis_name, dim, x.shape[token_dim])

@@ -45,10 +45,10 @@ class _Dense(eqx.nn.Linear):
     self.schedule = schedule
     self.chunks = chunks
     self.accum_dtype = accum_dtype
-    if mesh is not None:
-      with global_view.blame(_path(self)):
-        global_view.check_axis(mesh, axis_name)
-        self._check_features(in_features, out_features)
+    with global_view.blame(_path(self)):
+      mesh = global_view.ring_mesh(mesh, axis_name)
+      if mesh is not None:
+        self._check_features(mesh, in_features, out_features)
     super().__init__(in_features, out_features, use_bias, dtype, key=key)
     if mesh is not None:
       self.weight = place(self.weight, mesh, self.specs["weight"])
@@ -88,14 +88,16 @@ class ColumnDense(_Dense):
   arguments, parameters and draws, but for "scalar" features; and it is called
   on all tokens at once, `layer(x)` for `jax.vmap(layer)(x)`, as they are what
   travels. (Under that `jax.vmap` too, with `gather_dim=-1`.) A `jax.vmap` over
-  examples stays. With `mesh`, under `jax.jit` on global arrays; without, inside
-  a `jax.shard_map` over `axis_name`, on the parameters of one device.
+  examples stays. On a mesh, given or set by `jax.set_mesh`, under
+  `jax.jit` on global arrays; inside a `jax.shard_map` over `axis_name` on the
+  parameters of one device.
 
   Args:
     in_features: `D`.
     out_features: `F`, over all devices.
     use_bias, dtype, key: as in `eqx.nn.Linear`.
-    mesh: mesh of the global view; None inside `jax.shard_map`.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
     axis_name: mesh axis that splits the weight. It must divide `F` and
       `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
@@ -183,9 +185,9 @@ class ColumnDense(_Dense):
         **first._options(found[0][0]),
       )
 
-  def _check_features(self, in_features: int, out_features: int) -> None:
+  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
     global_view.check_divides(
-      self.mesh, self.axis_name, "out_features", out_features
+      mesh, self.axis_name, "out_features", out_features
     )
 
 
@@ -256,13 +258,11 @@ class RowDense(_Dense):
         **self._options(x),
       )
 
-  def _check_features(self, in_features: int, out_features: int) -> None:
-    global_view.check_divides(
-      self.mesh, self.axis_name, "in_features", in_features
-    )
+  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
+    global_view.check_divides(mesh, self.axis_name, "in_features", in_features)
     if self.scatter_dim == -1:
       global_view.check_divides(
-        self.mesh, self.axis_name, "out_features", out_features
+        mesh, self.axis_name, "out_features", out_features
       )
 
 

@@ -1,10 +1,10 @@
 """The ops on global arrays: what the layers of every framework call.
 
-With a `mesh`, arrays are global: `jax.shard_map` is opened over the ring's axis
-alone, and the other mesh axes are left to the compiler (Auto), to the types
-(Explicit) or to the `jax.shard_map` that is open over them (Manual). Without
-one the call must stand inside a `jax.shard_map` over the ring's axis, on the
-arrays of one device.
+On a mesh, given or set by `jax.set_mesh`, arrays are global: `jax.shard_map` is
+opened over the ring's axis alone, and the other mesh axes are left to the
+compiler (Auto), to the types (Explicit) or to the `jax.shard_map` that is open
+over them (Manual). Inside a `jax.shard_map` over the ring's axis they are those
+of one device.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def column(
   kernels: Sequence[jax.Array],
   biases: Biases = None,
   *,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh | None = None,
   axis_name: str = "model",
   gather_dim: int = -2,
   epilogue: Callable[..., Any] | None = None,
@@ -39,7 +39,8 @@ def column(
     x: `[..., D]`.
     kernels: `[D, F]` each, of any `F`.
     biases: `[F]` for each kernel; None for no biases.
-    mesh: mesh of the global view; None inside `jax.shard_map`.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
     axis_name: mesh axis that splits the kernels.
     gather_dim: dim of `x` that is sharded over `axis_name`.
     epilogue: `epilogue(*ys)` of each piece with its bias added, inside the ring
@@ -72,9 +73,9 @@ def column(
     return ys if finish or biases is None else _add(ys, biases)
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
+  mesh = ring_mesh(mesh, axis_name)
   if mesh is None:
     return per_device(x, kernels, biases)
-  check_axis(mesh, axis_name)
   x_spec = sharded_dim(x.ndim, gather_dim, axis_name)
   check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
   for kernel in kernels:
@@ -99,7 +100,7 @@ def row(
   kernel: jax.Array,
   bias: jax.Array | None = None,
   *,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh | None = None,
   axis_name: str = "model",
   scatter_dim: int = -2,
   **options: Any,
@@ -131,9 +132,9 @@ def row(
     raise ValueError(
       f"scatter_dim must be -1 for the features of y, got {scatter_dim}"
     )
+  mesh = ring_mesh(mesh, axis_name)
   if mesh is None:
     return per_device(x, kernel, bias)
-  check_axis(mesh, axis_name)
   x_spec = sharded_dim(x.ndim, -1, axis_name)
   y_spec = sharded_dim(x.ndim, scatter_dim, axis_name)
   check_divides(mesh, axis_name, "dim -1 of x", x.shape[-1])
@@ -165,6 +166,19 @@ def blame(path: object):
     yield
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
+
+
+def ring_mesh(
+  mesh: jax.sharding.Mesh | None, axis_name: str
+) -> jax.sharding.Mesh | jax.sharding.AbstractMesh | None:
+  """The mesh of the global view; None where arrays are those of one device."""
+  if mesh is not None:
+    check_axis(mesh, axis_name)
+    return mesh
+  context = jax.sharding.get_abstract_mesh()
+  is_local = axis_name in context.manual_axes
+  # Without the axis the op says what it misses.
+  return None if is_local or axis_name not in context.shape else context
 
 
 def check_axis(mesh: jax.sharding.Mesh, axis_name: str) -> None:

@@ -100,11 +100,17 @@ def shard_over(
 
 
 def place(x: jax.Array, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:
-  """`x` sharded as `spec` says, inside or outside of `jax.jit`."""
-  sharding = jax.NamedSharding(mesh, spec)
-  axes = [axis for axis in spec if axis is not None]
+  """`x` sharded as `spec` says, inside or outside of `jax.jit`.
+
+  Args:
+    x: an array.
+    mesh: a mesh, or the one that `jax.set_mesh` has set.
+    spec: how the axes of `mesh` shard `x`.
+  """
+  is_set = isinstance(mesh, jax.sharding.AbstractMesh)
+  sharding = spec if is_set else jax.NamedSharding(mesh, spec)
   kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  if any(kinds[axis] == jax.sharding.AxisType.Explicit for axis in axes):
+  if jax.sharding.AxisType.Explicit in {kinds[a] for a in spec if a}:
     return jax.reshard(x, sharding)
   return lax.with_sharding_constraint(x, sharding)
 

@@ -36,32 +36,34 @@ class _Dense(nn.Module):
   """What both layers share: parameters like those of the originals."""
 
   def _path(self) -> str:
-    return "/".join((*self.path, type(self).__name__))
+    return "/".join((*self.path, type(self).__qualname__))
 
-  def _is_local(self) -> bool:
-    """Whether parameters are those of one device."""
-    return self.mesh is None and not self.is_initializing()
+  def _ring_mesh(self):
+    """The mesh of the global view; None where arrays are one device's."""
+    mesh = global_view.ring_mesh(self.mesh, self.axis_name)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if self.is_initializing() and self.axis_name in manual:
+      raise ValueError(
+        f"init must be called outside jax.shard_map over "
+        f"{self.axis_name!r}, as it makes whole parameters, got it inside"
+      )
+    return mesh
 
   def _share(self, size: int, name: str) -> int:
-    """One device's part of a size, where arrays are one device's."""
-    count = axis_size(self.axis_name) if self._is_local() else 1
+    """A size as it is in the arrays that this sees, checked."""
+    mesh = self._ring_mesh()
+    if mesh is None and self.is_initializing():
+      return size
+    if mesh is not None:
+      global_view.check_divides(mesh, self.axis_name, name, size)
+      return size
+    count = axis_size(self.axis_name)
     if size % count:
       raise ValueError(
         f"axis {self.axis_name!r} must divide {name}: {size} is not a multiple "
         f"of {count}"
       )
     return size // count
-
-  def _check_start(self) -> None:
-    if self.mesh is not None:
-      global_view.check_axis(self.mesh, self.axis_name)
-    elif self.is_initializing():
-      manual = jax.sharding.get_abstract_mesh().manual_axes
-      if self.axis_name in manual:
-        raise ValueError(
-          f"init must be called outside jax.shard_map over "
-          f"{self.axis_name!r}, where parameters are whole, got it inside"
-        )
 
   def _parameter(
     self,
@@ -84,10 +86,10 @@ class _Dense(nn.Module):
       value = init(key, flat, self.param_dtype)
       if isinstance(value, nn.meta.AxisMetadata):  # the caller's partitioning
         return value.replace_boxed(jnp.reshape(value.unbox(), shape))
-      value = jnp.reshape(value, shape)
-      if self.mesh is None:
-        return _Box(value, tuple(spec))
-      return _Box(place(value, self.mesh, spec), tuple(spec), mesh=self.mesh)
+      value, mesh = jnp.reshape(value, shape), self._ring_mesh()
+      if mesh is not None:
+        value = place(value, mesh, spec)
+      return _Box(value, tuple(spec), mesh=self.mesh)
 
     return self.param(name, make)
 
@@ -111,14 +113,18 @@ class ColumnDense(_Dense):
 
   In place of `nn.Dense(features)` or `nn.DenseGeneral(features)`, with the same
   arguments, parameters and draws; `precision`, `dot_general` and `batch_dims`
-  are not taken. With `mesh`, under `jax.jit` on global arrays; without, inside
-  a `jax.shard_map` over `axis_name`, on the parameters of one device.
-  `init` multiplies without a ring, so that a small `x` will do.
+  are not taken. On a mesh, given or set by `jax.set_mesh`, under `jax.jit` on
+  global arrays; inside a `jax.shard_map` over `axis_name` on the parameters of
+  one device.
+  `init` multiplies without a ring, so that a small `x` will do. A layer without
+  a name gets that of an `nn.Dense`, "Dense_0", so that the tree stays; one in
+  place of an unnamed `nn.DenseGeneral` must be given its name.
 
   Attributes:
     features: output features over all devices, or dims of them as in
       `nn.DenseGeneral`: heads and their features.
-    mesh: mesh of the global view; None inside `jax.shard_map`.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
     axis_name: mesh axis that splits the kernel. It must divide the sharded
       features and `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
@@ -216,7 +222,6 @@ class ColumnDense(_Dense):
   @nn.compact
   def _weights(self, x: jax.Array) -> tuple:
     """`x`, kernel and bias in the dtype of the computation, as matrices."""
-    self._check_start()
     features = _dims(self.features)
     split = self.sharded_feature
     if not 0 <= split < len(features):
@@ -224,10 +229,6 @@ class ColumnDense(_Dense):
         f"sharded_feature must be an index of features, {features}, got {split}"
       )
     share = self._share(features[split], "features")
-    if self.mesh is not None:
-      global_view.check_divides(
-        self.mesh, self.axis_name, "features", features[split]
-      )
     shape = (*features[:split], share, *features[split + 1 :])
     entries = [None] * len(features)
     entries[split] = self.axis_name
@@ -308,7 +309,6 @@ class RowDense(_Dense):
 
   @nn.compact
   def _apply(self, x: jax.Array) -> jax.Array:
-    self._check_start()
     axis = _dims(self.axis)
     count = len(axis)
     if tuple(a % x.ndim for a in axis) != tuple(range(x.ndim))[-count:]:
@@ -316,9 +316,10 @@ class RowDense(_Dense):
         f"axis must be the last dims of x, of {x.ndim} dims, got {self.axis}"
       )
     shape = x.shape[-count:]
-    if self.mesh is not None:
+    mesh = self._ring_mesh()
+    if mesh is not None:
       name = f"dim {-count} of x"
-      global_view.check_divides(self.mesh, self.axis_name, name, shape[0])
+      global_view.check_divides(mesh, self.axis_name, name, shape[0])
     entries = (self.axis_name, *[None] * (count - 1))
     kernel = self._parameter(
       "kernel",
@@ -348,6 +349,10 @@ class RowDense(_Dense):
       wire_dtype=self.wire_dtype,
       **self._options(),
     )
+
+
+# flax names a submodule after its class: originals' trees have "Dense_0".
+ColumnDense.__name__ = RowDense.__name__ = nn.Dense.__name__
 
 
 def _dims(given: int | Sequence[int]) -> tuple[int, ...]:

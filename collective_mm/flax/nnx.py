@@ -46,12 +46,12 @@ class _Dense(nnx.Linear):
     self.chunks = chunks
     self.accum_dtype = accum_dtype
     kernel, bias = self._specs()
-    if mesh is not None:
-      with global_view.blame(_path(self)):
-        global_view.check_axis(mesh, axis_name)
-        self._check_features(in_features, out_features)
-      kernel_metadata = self._placed(kernel) | dict(kernel_metadata)
-      bias_metadata = self._placed(bias) | dict(bias_metadata)
+    with global_view.blame(_path(self)):
+      mesh = global_view.ring_mesh(mesh, axis_name)
+      if mesh is not None:
+        self._check_features(mesh, in_features, out_features)
+    kernel_metadata = self._placed(mesh, kernel) | dict(kernel_metadata)
+    bias_metadata = self._placed(mesh, bias) | dict(bias_metadata)
     super().__init__(
       in_features,
       out_features,
@@ -66,11 +66,15 @@ class _Dense(nnx.Linear):
       bias_metadata=bias_metadata,
     )
 
-  def _placed(self, spec: tuple[str | None, ...]) -> dict[str, Any]:
-    metadata = {"out_sharding": spec, "mesh": self.mesh}
-    kinds = set(self.mesh.axis_types)
-    # Flax refuses to place arrays on a mesh of mixed kinds.
-    return metadata if len(kinds) == 1 else metadata | {"eager_sharding": False}
+  def _placed(self, mesh, spec: tuple[str | None, ...]) -> dict[str, Any]:
+    """The metadata of a parameter."""
+    metadata = {"out_sharding": spec}
+    if self.mesh is not None:
+      metadata["mesh"] = self.mesh
+    # Flax places arrays as they are made, but not on a mesh of mixed kinds.
+    if mesh is None or len(set(mesh.axis_types)) > 1:
+      metadata["eager_sharding"] = False
+    return metadata
 
   def _promoted(self, x: jax.Array) -> tuple:
     """`x`, kernel and bias in the dtype of the computation."""
@@ -95,14 +99,15 @@ class ColumnDense(_Dense):
 
   In place of `nnx.Linear(in_features, out_features, rngs=rngs)`, with the same
   arguments, parameters and draws; `precision`, `dot_general` and
-  `preferred_element_type` are not taken. With `mesh`, under `jax.jit` on global
-  arrays; without, inside a `jax.shard_map` over `axis_name`, on the parameters
-  of one device. Parameters carry `out_sharding` and the mesh.
+  `preferred_element_type` are not taken. On a mesh, given or set by
+  `jax.set_mesh`, under `jax.jit` on global arrays; inside a `jax.shard_map`
+  over `axis_name` on the parameters of one device. They carry `out_sharding`.
 
   Args:
     in_features: `D`.
     out_features: `F`, over all devices.
-    mesh: mesh of the global view; None inside `jax.shard_map`.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
     axis_name: mesh axis that splits the kernel. It must divide `F` and
       `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
@@ -182,9 +187,9 @@ class ColumnDense(_Dense):
   def _specs(self) -> tuple[tuple, tuple]:
     return (None, self.axis_name), (self.axis_name,)
 
-  def _check_features(self, in_features: int, out_features: int) -> None:
+  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
     global_view.check_divides(
-      self.mesh, self.axis_name, "out_features", out_features
+      mesh, self.axis_name, "out_features", out_features
     )
 
 
@@ -246,13 +251,11 @@ class RowDense(_Dense):
     by_features = self.scatter_dim == -1
     return (self.axis_name, None), (self.axis_name if by_features else None,)
 
-  def _check_features(self, in_features: int, out_features: int) -> None:
-    global_view.check_divides(
-      self.mesh, self.axis_name, "in_features", in_features
-    )
+  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
+    global_view.check_divides(mesh, self.axis_name, "in_features", in_features)
     if self.scatter_dim == -1:
       global_view.check_divides(
-        self.mesh, self.axis_name, "out_features", out_features
+        mesh, self.axis_name, "out_features", out_features
       )
 
 

@@ -15,7 +15,6 @@ of 4 and of 8, and replays the compiler's schedules. Prints a Markdown table.
 All but "unoverlapped" are compiled with `gate.compiler_options`.
 """
 
-import dataclasses
 import shlex
 import statistics
 import sys
