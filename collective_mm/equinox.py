@@ -46,6 +46,10 @@ class _Dense(eqx.nn.Linear):
     self.chunks = chunks
     self.accum_dtype = accum_dtype
     with global_view.blame(_path(self)):
+      if "scalar" in (in_features, out_features):
+        raise ValueError(
+          f"features must be a number, got {in_features!r} and {out_features!r}"
+        )
       mesh = global_view.ring_mesh(mesh, axis_name)
       if mesh is not None:
         self._check_features(mesh, in_features, out_features)
@@ -172,6 +176,7 @@ class ColumnDense(_Dense):
     """
     first = layers[0]
     with global_view.blame(_path(first)):
+      _check_tokens(x, "gather_dim", first.gather_dim)
       if len({layer.use_bias for layer in layers}) != 1:
         raise ValueError("fused layers must all have a bias, or none")
       found = [layer._promoted(x) for layer in layers]
@@ -248,6 +253,7 @@ class RowDense(_Dense):
   def __call__(self, x: jax.Array, *, key: Any = None) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
     with global_view.blame(_path(self)):
+      _check_tokens(x, "scatter_dim", self.scatter_dim)
       x, weight, bias = self._promoted(x)
       return global_view.row(
         x,
@@ -264,6 +270,15 @@ class RowDense(_Dense):
       global_view.check_divides(
         mesh, self.axis_name, "out_features", out_features
       )
+
+
+def _check_tokens(x: jax.Array, name: str, dim: int) -> None:
+  """Refuses a single token, which `jax.vmap(layer)` would give."""
+  if x.ndim == 1 and dim != -1:
+    raise ValueError(
+      f"x must have a dim before its features, layer(x) in place of "
+      f"jax.vmap(layer)(x), or {name}=-1, got x.shape={x.shape}"
+    )
 
 
 def _path(layer: eqx.Module) -> module_path.Path:
