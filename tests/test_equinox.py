@@ -120,9 +120,8 @@ def test_explicit_axes_and_a_fused_pair():
 def test_manual_axes():
   x, key = whole(2, 4, 8), jax.random.key(0)
   f, arrays = applied(wholes(RowDense(8, 8, key=key)))
-  specs = jax.tree.map(
-    lambda a: P(None, "model") if a.ndim == 2 else P(), arrays
-  )
+  columns = P(None, "model")
+  specs = jax.tree.map(lambda a: columns if a.ndim == 2 else P(), arrays)
   g, given = applied(wholes(eqx.nn.Linear(8, 8, key=key)), on_tokens)
   f = jax.shard_map(
     f,

@@ -267,5 +267,5 @@ def test_fused_layers_all_have_a_bias_or_none():
       layers = ColumnDense(8), ColumnDense(8, use_bias=False)
       return ColumnDense.fused(x, *layers)
 
-  with pytest.raises(ValueError, match="^Dense_0/.* all have a bias, or none"):
+  with pytest.raises(ValueError, match=r"^Dense_0/.* all have a bias, or none"):
     Mixed().init(jax.random.key(0), whole(4, 8))

@@ -210,5 +210,5 @@ def test_errors_of_a_call_name_the_path():
     ColumnDense(8, 8, rngs=nnx.Rngs(0)),
     (ColumnDense(8, 8, use_bias=False, rngs=nnx.Rngs(0))),
   )
-  with pytest.raises(ValueError, match="^ColumnDense: .* a bias, or none"):
+  with pytest.raises(ValueError, match=r"^ColumnDense: .* a bias, or none"):
     ColumnDense.fused(whole(4, 8), *pair)

@@ -59,8 +59,8 @@ def test_explicit_arguments_must_be_sharded():
     rows, columns = jax.reshard(x, P("model")), jax.reshard(x, P(None, "model"))
     with pytest.raises(
       ValueError,
-      match=r"x must be sharded over 'model', which is Explicit, in dim 0 alone: "
-      r"use jax.reshard before, got float32\[4,8@model\]",
+      match=r"x must be sharded over 'model', which is Explicit, in dim 0 "
+      r"alone: use jax.reshard before, got float32\[4,8@model\]",
     ):
       global_view.column(columns, (kernel,))
     with pytest.raises(ValueError, match=r"^kernel must .* in dim 1 alone: "):
@@ -71,7 +71,7 @@ def test_explicit_arguments_must_be_sharded():
 
 def test_blame():
   with (
-    pytest.raises(ValueError, match="^a/b: features must be positive$"),
+    pytest.raises(ValueError, match=r"^a/b: features must be positive$"),
     global_view.blame("a/b"),
   ):
     raise ValueError("features must be positive")
@@ -82,8 +82,8 @@ def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
   f = functools.partial(global_view.row, kernel=whole(8, 8), mesh=mesh)
   with pytest.raises(
     ValueError,
-    match=r"mesh must be None inside a jax.shard_map over 'model', where arrays "
-    r"are those of one device \(manual here: \('data', 'model'\)\), got a mesh "
+    match=r"mesh must be None inside a jax.shard_map over 'model', where "
+    r"arrays are those of one device \(manual here: \('data', 'model'\)\), got a mesh "
     r"of {'data': 2, 'model': 4}",
   ):
     jax.eval_shape(jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P()), x)
