@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from collective_mm import global_view, module_path
 from collective_mm.mesh import place
 
-__all__ = ["ColumnDense", "RowDense"]
+__all__ = ["ColumnDense", "RowDense", "specs"]
 
 
 class _Dense(eqx.nn.Linear):
@@ -270,6 +270,38 @@ class RowDense(_Dense):
       global_view.check_divides(
         mesh, self.axis_name, "out_features", out_features
       )
+
+
+def specs(model: Any) -> Any:
+  """The `PartitionSpec` of every array of a model, in a tree like its arrays'.
+
+  Args:
+    model: any tree of modules; arrays that are not of the layers here are
+      replicated.
+
+  Example (four devices): a model placed on its mesh.
+    >>> mesh = make_mesh(data=1, model=4, devices=jax.devices()[:4])
+    >>> model = [ColumnDense(8, 16, mesh=mesh, key=jax.random.key(0)),
+    ...          eqx.nn.LayerNorm(16)]
+    >>> jax.tree.leaves(specs(model))
+    [P('model', None), P('model',), P(), P()]
+    >>> placed = jax.tree.map(
+    ...     lambda spec: jax.NamedSharding(mesh, spec), specs(model))
+    >>> model = eqx.filter_shard(model, placed)
+  """
+
+  def is_layer(node):
+    return isinstance(node, _Dense)
+
+  def of(node):
+    if not is_layer(node):
+      return jax.P()
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: node.specs[path[-1].name], node
+    )
+
+  arrays = eqx.filter(model, lambda leaf: hasattr(leaf, "shape"))
+  return jax.tree.map(of, arrays, is_leaf=is_layer)
 
 
 def _check_tokens(x: jax.Array, name: str, dim: int) -> None:

@@ -83,7 +83,7 @@ def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
   with pytest.raises(
     ValueError,
     match=r"mesh must be None inside a jax.shard_map over 'model', where "
-    r"arrays are those of one device \(manual here: \('data', 'model'\)\), got a mesh "
-    r"of {'data': 2, 'model': 4}",
+    r"arrays are those of one device \(manual here: \('data', 'model'\)\), "
+    r"got a mesh of {'data': 2, 'model': 4}",
   ):
     jax.eval_shape(jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P()), x)

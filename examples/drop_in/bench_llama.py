@@ -55,6 +55,9 @@ def _run(args, argv: list[str]) -> None:
     raise ValueError(
       f"--methods must be some of {','.join(METHODS)}, got {unknown.pop()}"
     )
+  sizes = args.model.split(",")
+  if any(not size.isdecimal() or 8 % (int(size) or 9) for size in sizes):
+    raise ValueError(f"--model must be sizes that divide 8, got {args.model}")
   print(
     f"Simulated, jax {versions['jax']}, libtpu {versions['libtpu']}: one block "
     f"of Llama-3 8B in bfloat16, forward and all gradients, {args.batch} "
@@ -66,7 +69,7 @@ def _run(args, argv: list[str]) -> None:
   print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
   found = []
   for name in args.slices.split(","):
-    for size in map(int, args.model.split(",")):
+    for size in map(int, sizes):
       mesh = aot_programs.mesh_on(name, 8 // size, size)
       times = {}
       for method in methods:
@@ -102,46 +105,21 @@ def options(method: str, chip: str) -> dict[str, str]:
 
 def lower(method: str, mesh, args):
   """Forward and all gradients of one block, lowered for the mesh."""
-  import jax
   import jax.numpy as jnp
-  from flax import nnx
 
-  from examples.drop_in import llama_nnx, llama_nnx_sharded
+  from examples.drop_in import llama_nnx, programs
 
-  cfg = llama_nnx.Config(param_dtype=jnp.bfloat16)
   schedule = "unoverlapped" if method == "unoverlapped" else "auto"
   if args.schedule and method == "auto":
     schedule = tuple(args.schedule.split(","))
-
-  def sharded():
-    return llama_nnx_sharded.Block(
-      cfg, mesh=mesh, rngs=nnx.Rngs(0), schedule=schedule
-    )
-
-  def original():
-    return llama_nnx.Block(cfg, rngs=nnx.Rngs(0))
-
-  placed = nnx.split(nnx.eval_shape(sharded))[1]
-  make = original if method.startswith("compiler") else sharded
-  graph, state = nnx.split(nnx.eval_shape(make))
-  shardings = nnx.get_named_sharding(placed, mesh)
-  state = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    nnx.pure(state),
-    nnx.pure(shardings),
+  return programs.llama_block(
+    not method.startswith("compiler"),
+    mesh,
+    cfg=llama_nnx.Config(param_dtype=jnp.bfloat16),
+    batch=args.batch * mesh.shape["data"],
+    sequence=args.sequence,
+    schedule=schedule,
   )
-  batch = args.batch * mesh.shape["data"]
-  tokens = jax.NamedSharding(mesh, jax.P("data", "model"))
-  x = jax.ShapeDtypeStruct(
-    (batch, args.sequence, cfg.width), cfg.dtype, sharding=tokens
-  )
-
-  def step(state, x, dy):
-    y, gradients = jax.vjp(lambda s, x: nnx.merge(graph, s)(x), state, x)
-    return y, *gradients(dy)
-
-  out = (tokens, jax.tree.map(lambda a: a.sharding, state), tokens)
-  return jax.jit(step, out_shardings=out).lower(state, x, x)
 
 
 if __name__ == "__main__":
