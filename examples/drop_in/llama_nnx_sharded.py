@@ -50,7 +50,8 @@ class MLP(nnx.Module):
     self.down = linear(RowDense, cfg.hidden, cfg.width)
 
   def __call__(self, x):
-    return self.down(ColumnDense.fused(x, self.gate, self.up, epilogue=swiglu))
+    h = ColumnDense.fused(x, self.gate, self.up, epilogue=swiglu)
+    return self.down(h)
 
 
 class Block(nnx.Module):
