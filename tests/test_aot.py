@@ -59,6 +59,9 @@ def test_the_report_is_the_replay_of_the_dump(tiny, capsys):
   got = report["simulated"]
   assert got["step_time_s"] == again.step_time_s > 0
   assert got["exposed_s"] == again.exposed_s
+  assert sum(got["exposed_by_axes_s"].values()) == pytest.approx(
+    got["exposed_communication_s"]
+  )
   parts = sum(got["compute_s"].values()) + sum(got["exposed_s"].values())
   assert parts == pytest.approx(got["step_time_s"])
   tokens = 16 * get_config("vit_tiny").tokens

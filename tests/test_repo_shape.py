@@ -35,6 +35,7 @@ ORDER = (
   "dense",
   "weights",
   "prefetch_checks",
+  "prefetch_gate",
   "prefetch",
   "hlo_groups",
   "hlo",
