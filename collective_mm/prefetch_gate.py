@@ -102,10 +102,10 @@ def explain(
     ...               libtpu="0.0.42"))
     prefetch_scan: gathers native, reductions ring
     modelled ms       gather   reduction
-    native            0.000*      3.915
-    ring              2.946       1.841*
+    native             0.000*      3.914
+    ring               2.946       1.841*
     native gathers: they are asynchronous; ring reductions: 1.84 ms of passes \
-against 3.92 ms that block
+against 3.91 ms that block
   """
   found = find_chip(chip or "")
   size = math.prod(rings)

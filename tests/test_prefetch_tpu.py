@@ -8,10 +8,8 @@ import pytest
 
 from collective_mm import gate, make_mesh, overlap_report, prefetch_scan
 from collective_mm.placement import axis_rings
-from models.params import init_params
-from models.vit import ShardedViT
 from models.vit_config import get_config
-from profiling import topology
+from profiling import aot_programs, topology
 
 P = jax.P
 SPECS = {
@@ -127,31 +125,11 @@ def test_a_stack_holds_two_layers_of_weights_and_two_of_gradients():
 def compiled_blocks(depth):
   """The gradients of ViT-22B's blocks, one image a chip."""
   pytest.importorskip("libtpu")
-  cfg = get_config("vit_22b", depth=depth, classes=0, pool=False)
-  devices = topology.devices("v4:2x2x2")
-  mesh = make_mesh(data=8, model=1, devices=devices)
-  vit = ShardedViT(cfg, mesh, compute_dtype=jnp.bfloat16, remat=True)
-  batch = P(("data", "model"))
-
-  def loss(params, images):
-    z = vit(params, images)[0]
-    return jax.lax.psum(jnp.square(z).sum(), ("data", "model"))
-
-  mapped = jax.shard_map(
-    jax.grad(loss), mesh=mesh, in_specs=(vit.specs, batch), out_specs=vit.specs
-  )
-
-  def array(leaf, spec):
-    sharding = jax.NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  params = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
-  images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
-  lowered = jax.jit(mapped).lower(
-    jax.tree.map(array, params, vit.specs), array(images, batch)
-  )
+  cfg = get_config("vit_22b", depth=depth)
+  mesh = aot_programs.mesh_on("v4:2x2x2", 8, 1)
+  program = aot_programs.vit_blocks(cfg, mesh, batch=8)
   options = gate.compiler_options("v4", prefetch=True)
-  return cfg, lowered.compile(compiler_options=options)
+  return cfg, program.lowered.compile(compiler_options=options)
 
 
 @pytest.mark.long
