@@ -18,7 +18,7 @@ BACKENDS = ("auto", "native", "ring")
 # Times that the bytes of the gathered weights go through the memory of a device
 # that puts pieces into place: what replays of a stack of MLPs on v4:2x2x2 have
 # more with rings than with the compiler's gathers, 5 in backward and 11 in
-# forward (`docs/prefetch.md` has the command).
+# forward (`tests/test_prefetch_tpu.py` has the stack).
 _COPIES = 8
 # Times that the bytes of the gradients do so when shares are cut out (read and
 # written) and added (read, and written in the wider dtype of sums).

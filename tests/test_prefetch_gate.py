@@ -1,3 +1,6 @@
+import doctest
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +64,13 @@ def test_says_why():
     "prefetch_scan: gathers ring, reductions ring"
   )
   assert "ring gathers: 2.95 ms of copies against 4.41 ms that block" in text
+
+
+def test_the_document_shows_what_the_gate_says():
+  docs = Path(__file__).parents[1] / "docs" / "prefetch.md"
+  failed, tried = doctest.testfile(str(docs), module_relative=False)
+  assert failed == 0
+  assert tried == 2
 
 
 def test_auto_asks_with_the_bytes_and_rings_of_the_stack(monkeypatch):

@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from collective_mm import gate, make_mesh, overlap_report, prefetch_scan
+from collective_mm import (
+  gate,
+  make_mesh,
+  overlap_report,
+  prefetch_gate,
+  prefetch_scan,
+)
 from collective_mm.placement import axis_rings
 from models.vit_config import get_config
 from profiling import aot_programs, topology
+from profiling.replay import replay
 
 P = jax.P
 SPECS = {
@@ -18,7 +25,9 @@ SPECS = {
 }
 
 
-def compiled_stack(name, rows, *, width=4096, length=6):
+def compiled_stack(
+  name, rows, *, width=4096, length=6, backend="auto", options=None
+):
   """The gradients of a stack of MLPs, `rows` tokens a chip."""
   pytest.importorskip("libtpu")
   devices = topology.devices(name)
@@ -30,7 +39,12 @@ def compiled_stack(name, rows, *, width=4096, length=6):
 
   def loss(params, x):
     y = prefetch_scan(
-      layer, x, params, specs=SPECS, rings=axis_rings(mesh, "data")
+      layer,
+      x,
+      params,
+      specs=SPECS,
+      rings=axis_rings(mesh, "data"),
+      backend=backend,
     )
     return jnp.square(y.astype(jnp.float32)).sum()
 
@@ -51,7 +65,8 @@ def compiled_stack(name, rows, *, width=4096, length=6):
     k: array((length, *s), SPECS[k], jnp.float32) for k, s in shapes.items()
   }
   x = array((rows * len(devices), width), x_spec, jnp.bfloat16)
-  options = gate.compiler_options(name.partition(":")[0], prefetch=True)
+  if options is None:
+    options = gate.compiler_options(name.partition(":")[0], prefetch=True)
   return jax.jit(mapped).lower(params, x).compile(compiler_options=options)
 
 
@@ -146,3 +161,36 @@ def test_vit_22b_holds_two_layers_of_weights_and_two_of_gradients():
   hidden = cfg.tokens * cfg.mlp * 4
   bound = held_at_most(weights, (2, 2, 2)) + 16 * hidden
   assert temporaries(six) - 6 * more < bound
+
+
+@pytest.mark.long
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  ("name", "rows"), [("v4:2x2x2", 8192), ("v6e:2x4", 16384)]
+)
+def test_auto_takes_what_replays_faster_where_gathers_may_block(name, rows):
+  chip, width = name.partition(":")[0], 2048
+  options = gate.compiler_options(chip, prefetch=True)
+  # Newer compilers refuse it (`gate.fuses_gathers`).
+  options.pop("xla_tpu_enable_async_collective_fusion_fuse_all_gather")
+  places = topology.coordinates(
+    list(
+      make_mesh(data=8, model=1, devices=topology.devices(name)).devices.flat
+    )
+  )
+  seconds = {}
+  for backend in ("native", "ring"):
+    compiled = compiled_stack(
+      name, rows, width=width, length=8, backend=(backend, "ring"),
+      options=options,
+    )  # fmt: skip
+    run = replay(compiled.as_text(), devices=places, chip=chip)
+    seconds[backend] = run.step_time_s
+  print({b: f"{1e3 * s:.1f} ms" for b, s in seconds.items()})
+  chosen = prefetch_gate.explain(
+    nbytes=2 * width * 4 * width * 2,
+    rings=(2, 2, 2),
+    chip=chip,
+    libtpu="0.0.50.1",
+  )
+  assert seconds[chosen.gathers] == min(seconds.values())
