@@ -98,6 +98,8 @@ def prefetch_scan(
 
   Raises:
     ValueError: if the trees do not fit, naming the leaf, or an option does not.
+      A leaf that the axis does not divide never comes here: `jax.shard_map`
+      refuses it and names it, and inside every shard looks whole.
 
   Cost: `L + distance` gathers of a layer in forward and in backward, and `L`
     reductions. `distance + 1` layers of gathered weights are held at most, and
