@@ -37,6 +37,7 @@ ORDER = (
   "blocks",
   "weights",
   "prefetch_checks",
+  "prefetch_gate",
   "prefetch",
   "hlo_groups",
   "hlo",
