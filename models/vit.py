@@ -98,7 +98,9 @@ class ShardedViT:
     if cfg.pool:
       z = self._pool(x, params["pool"], specs["pool"])
     else:
-      z = self._mean(x)
+      z = self._first_or_mean(x)
+    if cfg.pre_logits:
+      z = self._pre_logits(z, params["pre_logits"])
     logits = z
     if cfg.classes:
       head = self._kernel(params["head"], specs["head"])
@@ -117,6 +119,10 @@ class ShardedViT:
     kernel = self._local(embed["kernel"]).astype(self.dtype)
     x = jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
     x = x + self._local(embed["bias"]) + self._local(embed["position"])
+    if self.cfg.cls:
+      cls = self._local(embed["cls"])
+      cls = jnp.broadcast_to(cls, (len(x), 1, *cls.shape))
+      x = jnp.concatenate([cls, x], axis=1)
     x = x.reshape(-1, x.shape[-1]).astype(self.dtype)
     return x
 
@@ -192,7 +198,7 @@ class ShardedViT:
       for name, x in zip(names, products, strict=True):
         x = x.astype(jnp.float32) + biases[name] if name in biases else x
         if name == "mlp_in":
-          x = jax.nn.gelu(x.astype(jnp.float32), approximate=True)
+          x = self._gelu(x)
         done.append(x.astype(self.dtype))
       return tuple(done)
 
@@ -227,17 +233,25 @@ class ShardedViT:
     z = (z + local_features(pool["out"]["bias"])).astype(self.dtype)
     y = layer_norm_features(z, pool["norm"]).astype(self.dtype)
     hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=-1)
-    hidden = self._gelu(hidden, pool["mlp_in"])
+    hidden = self._gelu(self._bias(hidden, pool["mlp_in"]))
+    hidden = hidden.astype(self.dtype)
     out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=-1)
     return z + out.astype(jnp.float32) + local_features(pool["mlp_out"]["bias"])
 
-  def _mean(self, x):
-    """The mean token: -> [B_d, D_m] float32."""
-    x = x.reshape(-1, self.cfg.tokens, x.shape[-1])
-    x = x.astype(jnp.float32).mean(axis=1)
+  def _first_or_mean(self, x):
+    """The class token if there is one, else the mean: -> [B_d, D_m] float32."""
+    x = x.reshape(-1, self.cfg.tokens, x.shape[-1]).astype(jnp.float32)
+    x = x[:, 0] if self.cfg.cls else x.mean(axis=1)
     if self.by_features:
       return x
     return lax.all_to_all(x, "model", split_axis=1, concat_axis=0, tiled=True)
+
+  def _pre_logits(self, z, layer):
+    """`tanh(z @ kernel + bias)`, the kernel whole everywhere: -> [B_d, D_m]."""
+    z = all_gather(z.astype(self.dtype), "model", 1)
+    kernel = local_features(layer["kernel"]).astype(self.dtype)
+    z = jnp.matmul(z, kernel, preferred_element_type=jnp.float32)
+    return jnp.tanh(z + local_features(layer["bias"]))
 
   def _kernel(self, layer, specs):
     """A kernel in the compute dtype, gathered over the data axis."""
@@ -263,9 +277,9 @@ class ShardedViT:
       out = out + self._local(layer["bias"])
     return (x + out).astype(x.dtype)
 
-  def _gelu(self, x, layer):
-    hidden = jax.nn.gelu(self._bias(x, layer), approximate=True)
-    return hidden.astype(self.dtype)
+  def _gelu(self, x):
+    x = x.astype(jnp.float32)
+    return jax.nn.gelu(x, approximate=self.cfg.gelu == "tanh")
 
   def _bias(self, x, layer):
     """`x + bias` in float32, where the layer has a bias."""
