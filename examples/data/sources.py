@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 from examples.data import digits
 from examples.data.folder import open_folder
+from examples.data.records import open_records, open_tfrecords
 from examples.data.source import Source
 
 SPLITS = ("train", "val")
 # What opens a spec "KIND:PATH", by kind.
 _OPENERS: dict[str, Callable[[str, str], Source]] = {
   "folder": open_folder,
+  "records": open_records,
+  "tfrecords": open_tfrecords,
 }
 
 
@@ -17,7 +20,8 @@ def open_source(spec: str, split: str) -> Source:
   """Returns the examples of one part of a data set, read when asked for.
 
   Args:
-    spec: "digits", the bundled scans, or "folder:PATH", images by class.
+    spec: "digits", the bundled scans; "folder:PATH", images by class;
+      "records:PATH" or "tfrecords:PATH", ArrayRecord or TFRecord shards.
     split: "train" or "val".
 
   Raises:
