@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from models.positions import resample
 
 from examples.presets import TrainConfig
 from examples.usage import blame
 from examples.weights.load import load as load_weights
 from models.params import init_params
+from models.positions import resample
 
 
 def load(config: TrainConfig) -> tuple[TrainConfig, dict]:
