@@ -42,6 +42,8 @@ class ShardedViT:
     compute_dtype: of matmul operands and of the tokens between blocks.
     remat: recompute each block in backward, with weights that are gathered a
       block ahead, instead of saving its inside and its gathered weights.
+    microbatches: parts of this device's images that go through a block one
+      after the other, while it holds the block's weights; only with `remat`.
     tap: called with this device's tokens after the embedding, after each block
       and after the final norm, and with what the pooling's attention gives;
       its results are in the output then.
@@ -56,6 +58,7 @@ class ShardedViT:
     schedule: str | tuple[str, str] = "auto",
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
+    microbatches: int = 1,
     tap: Callable[[jax.Array], jax.Array] | None = None,
   ):
     self.cfg = cfg
@@ -63,6 +66,7 @@ class ShardedViT:
     self.dtype = jnp.dtype(compute_dtype)
     self.by_features = layout == "features"
     self.remat = remat
+    self.microbatches = microbatches
     self.specs = param_specs(cfg, mesh)
     self.model_size = mesh.shape["model"]
     self.data_rings = axis_rings(mesh, "data")
@@ -145,15 +149,19 @@ class ShardedViT:
   def _blocks(self, x, params, specs):
     """All encoder blocks; of each its largest attention logit and its tap."""
     if self.remat:
-      return prefetch_scan(
+      rows, parts = x.shape[0], self.microbatches
+      held = parts > 1
+      x, aux = prefetch_scan(
         self._block,
-        x,
+        x.reshape(parts, -1, x.shape[-1]) if held else x,
         params,
         specs=specs,
         has_aux=True,
         gather_dtype=self.dtype,
+        hold_across_microbatches=held,
         rings=self.data_rings,
       )
+      return x.reshape(rows, -1), aux
     specs = jax.tree.map(lambda spec: jax.P(*spec[1:]), specs)
 
     def block(x, params):
