@@ -5,6 +5,7 @@ from collections.abc import Callable
 from examples.data import digits
 from examples.data.folder import open_folder
 from examples.data.records import open_records, open_tfrecords
+from examples.data.shapes import open_shapes
 from examples.data.source import Source
 
 SPLITS = ("train", "val")
@@ -20,8 +21,9 @@ def open_source(spec: str, split: str) -> Source:
   """Returns the examples of one part of a data set, read when asked for.
 
   Args:
-    spec: "digits", the bundled scans; "folder:PATH", images by class;
-      "records:PATH" or "tfrecords:PATH", ArrayRecord or TFRecord shards.
+    spec: "digits", the bundled scans; "shapes", drawn ones, or
+      "shapes:unseen"; "folder:PATH", images by class; "records:PATH" or
+      "tfrecords:PATH", ArrayRecord or TFRecord shards.
     split: "train" or "val".
 
   Raises:
@@ -33,9 +35,13 @@ def open_source(spec: str, split: str) -> Source:
   kind, _, path = spec.partition(":")
   if spec == "digits":
     return digits.load(split)
+  if kind == "shapes":
+    return open_shapes(path, split)
   if path and kind in _OPENERS:
     return _OPENERS[kind](path, split)
-  known = ", ".join(("digits", *(f"{kind}:PATH" for kind in _OPENERS)))
+  known = ", ".join(
+    ("digits", "shapes", *(f"{kind}:PATH" for kind in _OPENERS))
+  )
   raise NotImplementedError(
     f"data set {spec!r} cannot be read by this command, only {known}"
   )
