@@ -141,6 +141,8 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
   except ValueError:
     return None
+  if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+    return None
   return (width, height) if colours in ("Gray", "YCbCr") else None
 
 
