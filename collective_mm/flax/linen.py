@@ -270,8 +270,9 @@ class RowDense(_Dense):
     scatter_dim: dim of `y` that comes out sharded; the one before the features,
       the tokens, if not given; -1 for the features.
     wire_dtype: as in `matmul_reduce_scatter`.
-    mesh, axis_name, use_bias, dtype, param_dtype, kernel_init, bias_init,
-      promote_dtype, schedule, chunks, accum_dtype: as in `ColumnDense`.
+    mesh, axis_name, use_bias, dtype, param_dtype: as in `ColumnDense`.
+    kernel_init, bias_init, promote_dtype: as there.
+    schedule, chunks, accum_dtype: as there.
 
   Raises:
     ValueError: as `ColumnDense`.
