@@ -282,7 +282,7 @@ class RowDense(_Dense):
     >>> layer = RowDense(8, axis=(-2, -1), mesh=mesh)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 1, 4, 6)))
     >>> jax.tree.map(jnp.shape, nn.unbox(variables))
-    {'params': {'kernel': (4, 6, 8), 'bias': (8,)}}
+    {'params': {'bias': (8,), 'kernel': (4, 6, 8)}}
     >>> jax.jit(layer.apply)(variables, jnp.ones((2, 4, 4, 6))).shape
     (2, 4, 8)
   """
