@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
   )
   add("--mode", choices=MODES, help="of the baseline, instead of every one")
   add("--depth", type=int, help="blocks, for a quick look at fewer")
+  add(
+    "--blocks",
+    action="store_const",
+    const=True,
+    help="the gradients of the blocks alone, for a quick look at the loops",
+  )
   return flags
 
 
@@ -124,7 +130,7 @@ def _program(args: argparse.Namespace, mesh):
     how = {"partitioned_by": args.baseline}
   _needs(args, "op" if args.op else "model", "model" if args.op else "op")
   if args.op:
-    _needs(args, "shape", "batch", "depth")
+    _needs(args, "shape", "batch", "depth", "blocks")
     if args.baseline not in (None, "compiler"):
       raise ValueError(f"--baseline={args.baseline} is of a model, got --op")
     shape = _numbers(args, "shape", 3)
@@ -135,18 +141,20 @@ def _program(args: argparse.Namespace, mesh):
   changes = {} if args.depth is None else {"depth": args.depth}
   cfg = get_config(args.model, **changes)
   what = {"model": args.model, "depth": cfg.depth, "batch": args.batch, **how}
-  if args.baseline == "compiler":
-    program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
-    return what, program
   if args.baseline:
-    program = aot_programs.twin_vit_step(
-      args.baseline, cfg, mesh, batch=args.batch
-    )
+    _needs(args, "model", "blocks")
+    if args.baseline == "compiler":
+      program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
+    else:
+      program = aot_programs.twin_vit_step(
+        args.baseline, cfg, mesh, batch=args.batch
+      )
     return what, program
-  program = aot_programs.vit_step(
+  make = aot_programs.vit_blocks if args.blocks else aot_programs.vit_step
+  program = make(
     cfg, mesh, batch=args.batch, layout=args.layout, schedule=schedule
   )
-  return what | {"layout": args.layout}, program
+  return what | {"layout": args.layout, "blocks": bool(args.blocks)}, program
 
 
 def _room(args: argparse.Namespace, mesh) -> dict[str, int]:

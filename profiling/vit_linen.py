@@ -12,7 +12,16 @@ from models.vit_config import ViTConfig
 
 
 def to_linen(params: dict, cfg: ViTConfig) -> dict:
-  """Returns the tree of `models.params.init_params` as variables of `ViT`."""
+  """Returns the tree of `models.params.init_params` as variables of `ViT`.
+
+  Raises:
+    ValueError: if the model has a class token or pre-logits.
+  """
+  if cfg.cls or cfg.pre_logits:
+    raise ValueError(
+      f"the model must have no class token and no pre-logits, got {cfg.cls=}, "
+      f"{cfg.pre_logits=}"
+    )
   embed = params["embed"]
   window = (cfg.patch, cfg.patch, cfg.channels, cfg.width)
   renamed = {

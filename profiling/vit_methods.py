@@ -232,7 +232,10 @@ def twin_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    state = state._replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return state, metrics
 
   shardings = train_step.state_shardings(cfg, optimizer, mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

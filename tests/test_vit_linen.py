@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -30,6 +31,12 @@ def test_the_variables_are_those_that_flax_would_draw():
   drawn = jax.eval_shape(model.init, jax.random.key(0), images)
   taken = to_linen(some_params(OLD), OLD)
   assert jax.tree.map(jnp.shape, taken) == jax.tree.map(jnp.shape, drawn)
+
+
+def test_what_it_does_not_know_is_refused():
+  cfg = dataclasses.replace(CFG, pool=False, cls=True)
+  with pytest.raises(ValueError, match=r"no class token .* cfg.cls=True"):
+    to_linen({}, cfg)
 
 
 def test_flax_is_imported_by_this_method_alone():
