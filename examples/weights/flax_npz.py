@@ -1,7 +1,6 @@
 """Public `.npz` weights of big_vision and vision_transformer, both ways."""
 
 import re
-import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -41,7 +40,9 @@ def read(path: Path) -> tuple[ViTConfig, dict]:
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: _floats(file[name]) for name in file.files}
-  except (zipfile.BadZipFile, EOFError, AttributeError) as error:
+  except (OSError, ValueError):
+    raise
+  except Exception as error:  # NumPy passes on whatever unpacking meets
     raise ValueError(f"not a whole .npz file: {error}") from error
   for prefix in _PREFIXES:
     if f"{prefix}embedding/kernel" in arrays:
