@@ -38,7 +38,10 @@ def read(path: Path) -> tuple[ViTConfig, dict]:
     ValueError: if the file is no such `.npz`; leaves that differ are listed.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: NumPy leaves open what it cannot read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+      if damaged := file.zip.testzip():  # NumPy itself does not look
+        raise ValueError(f"{damaged} is damaged")
       arrays = {name: _floats(file[name]) for name in file.files}
   except (OSError, ValueError):
     raise
