@@ -24,7 +24,7 @@ from models.vit_config import ViTConfig, get_config
 _FOLDER = Path("runs") / "demo"
 
 
-def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
+def digits(*, steps: int = 150, folder=_FOLDER):
   """A ViT that has learned the training part of the digits.
 
   Returns:
@@ -33,7 +33,7 @@ def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
   cfg = get_config("vit_tiny", head_bias_init=math.log(1 / 9))
   source = scans.load("train")
   batches = iter(train_batches(source, cfg, batch=128, seed=0))
-  return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
+  return cfg, kept("digits", cfg, batches, steps=steps, folder=folder)
 
 
 def shapes(*, steps: int = 300, folder=_FOLDER):
@@ -50,9 +50,8 @@ def shapes(*, steps: int = 300, folder=_FOLDER):
   cfg = get_config(
     "vit_tiny", channels=3, classes=classes, head_bias_init=math.log(0.2)
   )
-  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
   batches = _shuffled(source, cfg, batch=128)
-  return cfg, kept("shapes", cfg, one, batches, steps=steps, folder=folder)
+  return cfg, kept("shapes", cfg, batches, steps=steps, folder=folder)
 
 
 def _shuffled(source, cfg, *, batch: int, count: int = 4096) -> Iterator[dict]:
@@ -74,20 +73,23 @@ def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:
 def kept(
   name: str,
   cfg: ViTConfig,
-  mesh: jax.sharding.Mesh,
   batches: Iterator[dict],
   *,
   steps: int,
   lr: float = 3e-3,
   folder: Path = _FOLDER,
 ) -> dict:
-  """Returns what `fit` does, from `folder` if it was trained before."""
+  """Returns what `fit` does, from `folder` if it was trained before.
+
+  On one device: there a small model is done soonest.
+  """
   key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
   path = folder / f"{name}-{key.hexdigest()[:8]}.safetensors"
   if path.exists():
     return tensors.read(path)[1]
   print(f"training the demo's model once, {steps} steps: {path}")
-  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
+  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  params = jax.device_get(fit(cfg, one, batches, steps=steps, lr=lr))
   folder.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(f".{os.getpid()}.tmp")
   tensors.write(partial, cfg, params)

@@ -79,10 +79,9 @@ def evaluate(given):
     )
     return found
 
-  ours = accuracies(*demo.digits(mesh), whole=True)
+  ours = accuracies(*demo.digits(), whole=True)
   others = {
-    f"{steps} steps": accuracies(*demo.digits(mesh, steps=steps))
-    for steps in _STEPS
+    f"{steps} steps": accuracies(*demo.digits(steps=steps)) for steps in _STEPS
   }
   return (
     ours,
