@@ -22,6 +22,7 @@ from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit_config import ViTConfig, get_config
 
 _FOLDER = Path("runs") / "demo"
+_DRAWN = 4096  # shapes to learn from
 
 
 def digits(*, steps: int = 150, folder=_FOLDER):
@@ -36,32 +37,38 @@ def digits(*, steps: int = 150, folder=_FOLDER):
   return cfg, kept("digits", cfg, batches, steps=steps, folder=folder)
 
 
-def shapes(*, steps: int = 300, folder=_FOLDER):
-  """A ViT that has learned colours, shapes and sizes, apart from each other.
+def shapes(*, steps: int = 800, folder=_FOLDER):
+  """A ViT that has learned colours, shapes and sizes of the drawn shapes.
 
-  From the combinations of "shapes" alone; those of "shapes:unseen" are what to
-  evaluate it on.
+  Apart from each other, as JFT's labels are: no label says which colour goes
+  with which shape.
 
   Returns:
     Its config and its parameters.
   """
-  source = open_source("shapes", "train")
-  classes = len(source.classes)
+  source = dataclasses.replace(
+    open_source("shapes:all", "train"), by_attribute=True, count=_DRAWN
+  )
   cfg = get_config(
-    "vit_tiny", channels=3, classes=classes, head_bias_init=math.log(0.2)
+    "vit_tiny",
+    width=48,
+    depth=3,
+    mlp=96,
+    channels=3,
+    classes=len(source.classes),
+    head_bias_init=math.log(0.2),
   )
   batches = _shuffled(source, cfg, batch=128)
   return cfg, kept("shapes", cfg, batches, steps=steps, folder=folder)
 
 
-def _shuffled(source, cfg, *, batch: int, count: int = 4096) -> Iterator[dict]:
+def _shuffled(source, cfg, *, batch: int) -> Iterator[dict]:
   """Endless batches of images that are drawn once, since drawing takes longer
   than learning."""
-  few = dataclasses.replace(source, count=count)
-  (whole,) = eval_batches(few, cfg, batch=count)
+  (whole,) = eval_batches(source, cfg, batch=len(source))
   rng = np.random.default_rng(0)
   while True:
-    rows = rng.integers(count, size=batch)
+    rows = rng.integers(len(source), size=batch)
     yield {name: x[rows] for name, x in whole.items()}
 
 
