@@ -45,10 +45,6 @@ _PREFETCH = {
   "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
-# KiB of VMEM that one product may take, by chip. The compiler's own limits make
-# tiles so small that the HBM is what large products wait for. A v4 has no more.
-_VMEM = "xla_tpu_scoped_vmem_limit_kib"
-_VMEM_KIB = {"v5e": "32768", "v5p": "32768", "v6e": "98304"}
 
 
 def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
@@ -79,8 +75,6 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
   options = dict.fromkeys(flags, "true")
   if prefetch:
     options |= _PREFETCH
-    if found is not None and found.name in _VMEM_KIB:
-      options[_VMEM] = _VMEM_KIB[found.name]
   return options
 
 
