@@ -67,15 +67,11 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
     >>> compiler_options("cpu")
     {}
   """
-  found = find_chip(chip)
-  if found is None and not chip.startswith("TPU"):
+  if find_chip(chip) is None and not chip.startswith("TPU"):
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  options = dict.fromkeys(flags, "true")
-  if prefetch:
-    options |= _PREFETCH
-  return options
+  return dict.fromkeys(flags, "true") | (_PREFETCH if prefetch else {})
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:
