@@ -21,7 +21,7 @@ FLAGS = [
 def alone(tmp_path_factory, compiled_once):
   """The run of one process."""
   folder = tmp_path_factory.mktemp("alone") / "run"
-  run(parse(["train", *FLAGS]).config, folder)
+  run(parse(["train", *FLAGS, "--mesh=8,1"]).config, folder)
   return folder
 
 
