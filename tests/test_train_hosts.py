@@ -105,6 +105,15 @@ def test_two_processes_lose_one_start_again_and_end_as_one(
   assert_as_alone(folder, alone)
 
 
+def test_without_a_cluster_the_coordinator_must_be_named(tmp_path):
+  with Trainer("--distributed", f"--workdir={tmp_path / 'run'}") as process:
+    code, out, err = process.end()
+  assert (code, out) == (2, "")
+  assert err.startswith("error: --distributed needs a TPU slice, Slurm or Open")
+  assert err.count("\n") == 1
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.long
 def test_four_processes_stop_together_lose_one_and_end_as_one(
   alone, compiled_once, tmp_path
