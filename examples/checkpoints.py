@@ -53,6 +53,7 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._about = about or {}
     self._saved: list[int] = []
+    self._pending = False  # a save whose end was not seen yet
     try:
       self._manager = ocp.CheckpointManager(
         self._directory,
@@ -83,7 +84,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if the last save has failed.
     """
-    self._finish(self._manager.check_for_errors)
+    if self._pending and not self._manager.is_saving_in_progress():
+      self.wait()
 
   def save(self, step: int, state, data: dict | None = None) -> None:
     """Saves a tree of arrays; returns as soon as they may be donated.
@@ -112,6 +114,7 @@ class Checkpoints:
     self.wait()
     self._set_aside(step)
     self._saved.append(step)
+    self._pending = True
     items = ocp.args.Composite(
       state=ocp.args.PyTreeSave(nested(leaves)),
       about=ocp.args.JsonSave(about),
@@ -124,14 +127,16 @@ class Checkpoints:
     Raises:
       CheckpointError: if it has failed.
     """
-    self._finish(self._manager.wait_until_finished)
+    if self._pending:
+      self._finish(self._manager.wait_until_finished)
+      self._pending = False
 
   def _finish(self, call):
     """Calls `call`, which passes on whatever the background thread met."""
     try:
       call()
     except Exception as error:
-      step = self._saved.pop() if self._saved else None
+      step, self._pending = self._saved.pop(), False
       if jax.process_index() == 0:  # half a checkpoint is no use, but has size
         for partial in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
           shutil.rmtree(partial, ignore_errors=True)

@@ -196,7 +196,7 @@ def test_what_is_no_npz_is_one_line(tmp_path, content):
 def test_files_with_a_hole_and_arrays_alone_are_one_line(tmp_path):
   path = tmp_path / "weights.npz"
   content = bytearray((DATA / "cls.npz").read_bytes())
-  content[content.index(b"NUMPY") + 200] ^= 1  # in the first array's numbers
+  content[content.index(b"NUMPY") + 130] ^= 1  # a number of the first array
   path.write_bytes(content)
   with pytest.raises(UsageError, match=r"weights.npz: .*\.npy is damaged"):
     load(path)
