@@ -28,8 +28,7 @@ def main(argv: list[str]) -> int:
   from examples.train_flags import parse
   from examples.train_loop import run
 
-  # Orbax tells of its own tidying up at the level of warnings.
-  absl.logging.set_verbosity(absl.logging.ERROR)
+  _hush_orbax()
   # A font cache that another environment left names fonts that are gone.
   logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
   request = None
@@ -68,5 +67,22 @@ def main(argv: list[str]) -> int:
   return code
 
 
+def _hush_orbax() -> None:
+  """Leaves out what orbax logs and we are told anyway.
+
+  Its tidying up are warnings; a save that fails, which is an exception for us,
+  is an error of each thread and each task that had a part in it.
+  """
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _hook(unraisable) -> None:
+  """Leaves out what callbacks say that come after such a failure."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
+  sys.unraisablehook = _hook
   sys.exit(main(sys.argv))

@@ -128,16 +128,17 @@ class _Loop:
       leave=False,
     )
     for step in bar:
+      self._trace.before(step)
       began = time.perf_counter()
       batch = next(batches)
       waiting_s = time.perf_counter() - began
-      with self._trace.step(step):
+      with jax.profiler.StepTraceAnnotation("train", step_num=step):
         state, metrics = setup.train(state, batch)
         asked = self._ask()
         # One step in flight: virtual CPU devices share a pool of threads.
         metrics = {k: float(x) for k, x in jax.device_get(metrics).items()}
-      self._trace.after(step)
       pace_ += Pace(1, time.perf_counter() - began, waiting_s)
+      self._trace.after(step)
       save = self._hear(asked)
       self._check(step, metrics)
       self._checkpoints.check()

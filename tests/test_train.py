@@ -386,7 +386,7 @@ freeze = true
 """
   )
   folder = tmp_path / "run"
-  flags = [*TINY_FLAGS, f"--config={config}"]
+  flags = [*TINY_FLAGS, "--mesh=8,1", f"--config={config}"]
   result = run(request(*flags).config, folder)
   assert list((folder / "trace").rglob("*.xplane.pb"))
   last = metrics(folder, "eval/")[-1]

@@ -22,6 +22,7 @@ from examples.train_loop import NonFinite, run
 STEPS, EVERY = 150, 10
 FLAGS = [
   *TINY,
+  "--mesh=8,1",  # compiles in less time than rings
   *(f"--steps={STEPS}", f"--checkpoint_every={EVERY}", "--eval_every=100"),
 ]
 
@@ -215,10 +216,11 @@ def test_a_full_disk_stops_the_run_in_one_line(whole, compiled_once, tmp_path):
     child.limit_files(12_000)
     code, _, err = child.end()
   assert code == 1
-  # Threads of orbax tell of it too, before.
-  last = err.splitlines()[-1]
-  assert last.startswith(f"error: checkpoint {folder / 'checkpoints'}"), err
-  assert "could not be written" in last and "File too large" in last
+  # jax may warn that its cache of programs cannot grow either.
+  said = [line for line in err.splitlines() if "warn" not in line.lower()]
+  assert len(said) == 1, err
+  assert said[0].startswith(f"error: checkpoint {folder / 'checkpoints'}")
+  assert "could not be written: File too large" in said[0]
   assert not checkpoints(folder)
 
 

@@ -21,7 +21,7 @@ FLAGS = [
 def alone(tmp_path_factory, compiled_once):
   """The run of one process."""
   folder = tmp_path_factory.mktemp("alone") / "run"
-  run(parse(["train", *FLAGS]).config, folder)
+  run(parse(["train", *FLAGS, "--mesh=8,1"]).config, folder)
   return folder
 
 
@@ -103,6 +103,15 @@ def test_two_processes_lose_one_start_again_and_end_as_one(
   assert (first["step"], second["step"]) == (0, saved)
   assert first["processes"] == second["processes"] == 2
   assert_as_alone(folder, alone)
+
+
+def test_without_a_cluster_the_coordinator_must_be_named(tmp_path):
+  with Trainer("--distributed", f"--workdir={tmp_path / 'run'}") as process:
+    code, out, err = process.end()
+  assert (code, out) == (2, "")
+  assert err.startswith("error: --distributed needs a TPU slice, Slurm or Open")
+  assert err.count("\n") == 1
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
