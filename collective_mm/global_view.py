@@ -206,7 +206,7 @@ class _Rows:
     """For an `x` of one device, whose dim `dim` travels."""
     mesh = jax.sharding.get_abstract_mesh()
     left = {mesh.shape[n] for n in set(mesh.shape) - {*mesh.manual_axes}}
-    if x.ndim < 3 or left > {1} or not -x.ndim <= dim < x.ndim:
+    if x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
       return cls(None, dim)
     if dim % x.ndim == x.ndim - 1:
       return cls(x.shape[:-1], -1)
