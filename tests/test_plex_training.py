@@ -11,14 +11,21 @@ from models.plex import PlexConfig, PlexViT
 from models.vit_config import get_config
 
 CFG = get_config(
-  "vit_tiny", width=16, depth=2, mlp=32, heads=4, image=16, classes=3
+  "vit_tiny",
+  width=16,
+  depth=2,
+  mlp=32,
+  heads=4,
+  image=16,
+  classes=3,
+  pool=False,
 )
 PLEX = PlexConfig(head="heteroscedastic", samples=4, factors=2)
 
 
 @pytest.fixture(scope="module")
 def mesh():
-  return make_mesh(data=2, model=1, devices=jax.devices()[:2])
+  return make_mesh(data=1, model=1, devices=jax.devices()[:1])
 
 
 def batch_of(rng):
