@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import tqdm
 
 from collective_mm import gate, make_mesh
-from examples import data, run_folder
+from examples import run_folder
 from examples.checkpoints import Checkpoints, restore
+from examples.data.feed import prefetched
+from examples.data.pipeline import eval_batches, train_batches
+from examples.data.sources import open_source
 from examples.presets import TrainConfig
 from examples.run_log import RunLog
 from examples.usage import UsageError, blame
@@ -46,11 +49,11 @@ def run(
     FloatingPointError: if the loss is no longer finite.
   """
   with blame(f"--preset={config.name}"):
-    train_split, test_split = data.load(config.data)
-    train = data.train_batches(
-      train_split, config.model, batch=config.batch, seed=config.seed
+    train, test = (open_source(config.data, part) for part in ("train", "val"))
+    train = train_batches(
+      train, config.model, batch=config.batch, seed=config.seed
     )
-    test = data.eval_batches(test_split, config.model, batch=config.batch)
+    test = eval_batches(test, config.model, batch=config.batch)
   mesh = _mesh(config)
   optimizer = make_optimizer(config.optimizer)
   workdir = workdir or run_folder.fresh(config.name)
@@ -149,7 +152,7 @@ def _train(config, steps, state, train, log, checkpoints):
   """Steps from `state` to the end; returns the last state and the pace."""
   start, last = int(state.step), config.steps
   learning_rate = rsqrt_schedule(config.optimizer)
-  ahead = data.prefetched(train, start, last)
+  ahead = prefetched(train, start, last)
   total, pace, metrics = _Pace(), _Pace(), {}
   bar = tqdm.tqdm(
     range(start + 1, last + 1),

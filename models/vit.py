@@ -11,6 +11,7 @@ Rows hold batch and tokens merged, which keeps the dim that travels leading.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,9 @@ class ShardedViT:
     compute_dtype: of matmul operands and of the tokens between blocks.
     remat: recompute each block in backward, with weights that are gathered a
       block ahead, instead of saving its inside and its gathered weights.
+    tap: called with this device's tokens after the embedding, after each block
+      and after the final norm, and with what the pooling's attention gives;
+      its results are in the output then.
   """
 
   def __init__(
@@ -52,8 +56,10 @@ class ShardedViT:
     schedule: str | tuple[str, str] = "auto",
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
+    tap: Callable[[jax.Array], jax.Array] | None = None,
   ):
     self.cfg = cfg
+    self.tap = tap
     self.dtype = jnp.dtype(compute_dtype)
     self.by_features = layout == "features"
     self.remat = remat
@@ -85,14 +91,19 @@ class ShardedViT:
     Returns:
       float32 logits `[B_dm, V]`, the pre-logits if there is no classifier, and
       `{"max_attention_logit": scalar over this device's heads and images,
-      "pre_logits": [B_d, D_m] float32}`.
+      "pre_logits": [B_d, D_m] float32}`. With a `tap` also "taps":
+      `{"embed", "norm": tap(x), "block": [L, ...] of tap(x)}`, and if
+      `cfg.pool` "pool": the `[B_d, D_m]` before the pooling's MLP.
     """
     cfg, specs = self.cfg, self.specs
     x = self._embed(params["embed"], images)
-    x, max_logits = self._blocks(x, params["blocks"], specs["blocks"])
+    taps = {"embed": self._tapped(x)}
+    x, aux = self._blocks(x, params["blocks"], specs["blocks"])
+    max_logits, taps["block"] = aux
     x = self._norm(x, params["norm"])
+    taps["norm"] = self._tapped(x)
     if cfg.pool:
-      z = self._pool(x, params["pool"], specs["pool"])
+      z, taps["pool"] = self._pool(x, params["pool"], specs["pool"])
     else:
       z = self._mean(x)
     logits = z
@@ -103,7 +114,12 @@ class ShardedViT:
     return logits, {
       "max_attention_logit": lax.stop_gradient(max_logits.max()),
       "pre_logits": z.astype(jnp.float32),
+      **({"taps": taps} if self.tap else {}),
     }
+
+  def _tapped(self, x):
+    """What is kept of the tokens between blocks: nothing without a tap."""
+    return self.tap(x) if self.tap else None
 
   def _embed(self, embed, images):
     """Patches to tokens; the kernel is small and whole on every device."""
@@ -117,7 +133,7 @@ class ShardedViT:
     return x
 
   def _blocks(self, x, params, specs):
-    """All encoder blocks, and the largest attention logit of each."""
+    """All encoder blocks; of each its largest attention logit and its tap."""
     if self.remat:
       return prefetch_scan(
         self._block,
@@ -158,7 +174,8 @@ class ShardedViT:
         (kernel["attention_out"], kernel["mlp_out"]),
         scatter_dim=self.dim,
       )
-      return self._add(x, out, layer["mlp_out"]), max_logit
+      x = self._add(x, out, layer["mlp_out"])
+      return x, (max_logit, self._tapped(x))
     q, k, v = self._project(y, layer, kernel, ("q", "k", "v"))
     attended, max_logit = self._attention(q, k, v, layer)
     out = self._matmul_scatter(
@@ -168,7 +185,8 @@ class ShardedViT:
     y = self._norm(x, layer["mlp_norm"])
     (hidden,) = self._project(y, layer, kernel, ("mlp_in",))
     out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=self.dim)
-    return self._add(x, out, layer["mlp_out"]), max_logit
+    x = self._add(x, out, layer["mlp_out"])
+    return x, (max_logit, self._tapped(x))
 
   def _attention(self, q, k, v, layer):
     """Attention of the local heads: q[B_d * S, D_m] -> [B_d * S, D_m]."""
@@ -196,7 +214,10 @@ class ShardedViT:
     )
 
   def _pool(self, x, pool, specs):
-    """Pools tokens by one attention query: -> pooled[B_d, D_m]."""
+    """Pools tokens by one attention query: -> pooled[B_d, D_m].
+
+    Also returns what it is before the MLP, in float32.
+    """
     kernel = {
       name: self._kernel(pool[name], specs[name])
       for name in ("q", "k", "v", "out", "mlp_in", "mlp_out")
@@ -216,12 +237,14 @@ class ShardedViT:
     q, k, v = (y.astype(self.dtype) for y in (q, k, v))
     z, _ = attend(q, k, v)  # [B_d, 1, D_m]
     z = self._matmul_scatter(z[:, 0], kernel["out"], scatter_dim=-1)
-    z = (z + local_features(pool["out"]["bias"])).astype(self.dtype)
+    attended = z + local_features(pool["out"]["bias"])
+    z = attended.astype(self.dtype)
     y = layer_norm_features(z, pool["norm"]).astype(self.dtype)
     hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=-1)
     hidden = self._gelu(hidden, pool["mlp_in"])
     out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=-1)
-    return z + out.astype(jnp.float32) + local_features(pool["mlp_out"]["bias"])
+    z = z + out.astype(jnp.float32) + local_features(pool["mlp_out"]["bias"])
+    return z, attended
 
   def _mean(self, x):
     """The mean token: -> [B_d, D_m] float32."""

@@ -13,9 +13,9 @@ import collective_mm
 ROOT = Path(__file__).parents[1]
 FLOORS = ("collective_mm", "models", "profiling", "examples")
 MODULES = [
-  f"{floor}.{path.stem}"
+  ".".join(path.relative_to(ROOT).with_suffix("").parts)
   for floor in FLOORS
-  for path in sorted((ROOT / floor).glob("*.py"))
+  for path in sorted((ROOT / floor).rglob("*.py"))
   if ">>> " in path.read_text()
 ]
 PUBLIC = {name: getattr(collective_mm, name) for name in collective_mm.__all__}

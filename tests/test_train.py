@@ -209,7 +209,7 @@ def refuse(capfd, *flags):
     ),
     (
       ["--preset=vit_22b"],
-      "--preset=vit_22b: data set 'jft_4b' cannot be read by this command "
+      "--preset=vit_22b: data set 'jft_4b' cannot be read by this command, "
       "yet, only 'digits'",
     ),
     (["--steps=0"], "--steps=0: 0 is not a positive integer"),

@@ -1,0 +1,1 @@
+"""What the evaluations compute from features, logits and labels."""

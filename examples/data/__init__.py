@@ -1,0 +1,1 @@
+"""Images for training and evaluation, from a spec to batches on the mesh."""

@@ -1,0 +1,108 @@
+"""A small ViT trained here in seconds, for `--demo`, and kept under `runs/`."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import tqdm
+
+from examples.data import digits as scans
+from examples.data.pipeline import train_batches
+from models import train_step
+from models.optimizer import OptimizerConfig, make_optimizer
+from models.params import init_params
+from models.vit_config import ViTConfig, get_config
+
+_FOLDER = Path("runs") / "demo"
+
+
+def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
+  """A ViT that has learned the training part of the digits.
+
+  Returns:
+    Its config and its parameters.
+  """
+  cfg = get_config("vit_tiny", head_bias_init=math.log(1 / 9))
+  source = scans.load("train")
+  batches = iter(train_batches(source, cfg, batch=128, seed=0))
+  return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
+
+
+def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:
+  """The scans of a part of the digits as images `[size, size, 1]`."""
+  return [scans.render(scan, size) for scan in source.scans]
+
+
+def kept(
+  name: str,
+  cfg: ViTConfig,
+  mesh: jax.sharding.Mesh,
+  batches: Iterator[dict],
+  *,
+  steps: int,
+  lr: float = 3e-3,
+  folder: Path = _FOLDER,
+) -> dict:
+  """Returns what `fit` does, from `folder` if it was trained before."""
+  key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
+  path = folder / f"{name}-{key.hexdigest()[:8]}.npz"
+  shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
+  leaves, treedef = jax.tree.flatten(shapes)
+  if path.exists():
+    with np.load(path) as file:
+      return treedef.unflatten([file[f"{i}"] for i in range(len(leaves))])
+  print(f"training the demo's model once, {steps} steps: {path}")
+  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f".{os.getpid()}.tmp")
+  with partial.open("wb") as file:
+    np.savez(file, **{f"{i}": x for i, x in enumerate(jax.tree.leaves(params))})
+  os.replace(partial, path)
+  return params
+
+
+def fit(
+  cfg: ViTConfig,
+  mesh: jax.sharding.Mesh,
+  batches: Iterator[dict],
+  *,
+  steps: int,
+  lr: float = 3e-3,
+  seed: int = 0,
+) -> dict:
+  """Trains from scratch with Adam and returns the parameters, on `mesh`.
+
+  Args:
+    cfg: the model's shape.
+    mesh: with the axes "data" and "model"; must divide model and batch.
+    batches: as `models.train_step.make_train_step` reads them.
+    steps: how many of them.
+    lr: peak learning rate, after a tenth of the steps.
+    seed: of the first parameters.
+  """
+  optimizer = make_optimizer(
+    OptimizerConfig(
+      peak_lr=lr,
+      total_steps=steps,
+      warmup_steps=steps // 10,
+      cooldown_steps=steps // 3,
+      timescale=max(1, steps // 5),
+      b2=0.99,
+      weight_decay_head=0.3,
+    )
+  )
+  state = train_step.init_state(jax.random.key(seed), cfg, optimizer, mesh)
+  step = train_step.make_train_step(cfg, optimizer, mesh)
+  sharding = train_step.batch_sharding(mesh)
+  metrics = {}
+  bar = tqdm.trange(steps, unit="step", desc="demo", disable=None, leave=False)
+  for _ in bar:
+    batch = jax.device_put(next(batches), sharding)
+    jax.block_until_ready(metrics)  # one step in flight on virtual devices
+    state, metrics = step(state, batch)
+  return state.params
