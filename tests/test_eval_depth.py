@@ -53,9 +53,7 @@ def test_the_mean_is_over_images():
 def test_bad_input():
   with pytest.raises(ValueError, match="keep a pixel of 64, got none"):
     depth_errors(DEPTH, DEPTH, ~ALL)
-  with pytest.raises(
-    ValueError, match=r"one shape, got \(8, 8\)"
-  ):
+  with pytest.raises(ValueError, match=r"one shape, got \(8, 8\)"):
     depth_errors(DEPTH, DEPTH, ALL[0])
   with pytest.raises(ValueError, match="depths must be above 0, got"):
     depth_errors(0 * DEPTH, DEPTH, ALL)
