@@ -10,13 +10,13 @@ LIBRARY_TESTS := $(wildcard $(patsubst collective_mm/%.py,tests/test_%.py, \
   tests/test_dtypes.py tests/test_epilogue.py tests/test_explicit_axes.py \
   tests/test_transforms.py
 
-.PHONY: train test test-long test-all lint bench clean
+.PHONY: train test test-long test-all lint bench docs clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --editable '.[train,profile,test,lint]'
+	  --editable '.[train,profile,flax,equinox,test,lint]'
 	touch $@
 
 train: $(INSTALLED)  ## the main job: train on the bundled digits
@@ -45,6 +45,11 @@ lint: $(INSTALLED)  ## style and formatting
 
 bench: $(INSTALLED)  ## time the ops here; ARGS=--simulate=v4 needs no TPU
 	$(BIN)/python -m profiling.bench_matmul $(ARGS)
+
+docs: $(INSTALLED)  ## the guides and the API reference, as a site in build/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-3.* build *.egg-info

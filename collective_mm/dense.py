@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
+from collective_mm import global_view
 
 Params = dict[str, jax.Array]
 Initializer = Callable[..., jax.Array]
@@ -38,11 +38,8 @@ class _Dense:
   def __post_init__(self):
     if self.features < 1:
       raise ValueError(f"features must be at least 1, got {self.features}")
-    if self.mesh is not None and self.axis_name not in self.mesh.shape:
-      raise ValueError(
-        f"axis_name must be an axis of mesh, {tuple(self.mesh.shape)}, got "
-        f"{self.axis_name!r}"
-      )
+    if self.mesh is not None:
+      global_view.check_axis(self.mesh, self.axis_name)
 
   def init(self, key: jax.Array, in_features: int) -> Params:
     """Returns `{"kernel": [in_features, features], "bias": [features]}`.
@@ -75,22 +72,7 @@ class _Dense:
     return jax.jit(make, out_shardings=shardings)(key)
 
   def _check_divides(self, name: str, number: int) -> None:
-    size = 1 if self.mesh is None else self.mesh.shape[self.axis_name]
-    if number % size:
-      raise ValueError(
-        f"axis {self.axis_name!r} must divide {name}: {number} is not a "
-        f"multiple of {size}"
-      )
-
-  def _sharded(self, per_device, in_spec, out_spec):
-    """`per_device(params, x)` over the model axis of the mesh."""
-    return jax.shard_map(
-      per_device,
-      mesh=self.mesh,
-      in_specs=(self.specs, in_spec),
-      out_specs=out_spec,
-      axis_names={self.axis_name},
-    )
+    global_view.check_divides(self.mesh, self.axis_name, name, number)
 
   def _cast(self, params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
     """Both in `dtype`, or in the type that jax promotes them to."""
@@ -149,18 +131,12 @@ class ColumnDense(_Dense):
 
   def __call__(self, params: Params, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., D]`, global or per device."""
-    if self.mesh is None:
-      return self._per_device(params, x)
-    in_spec = _sharded_dim(x.ndim, self.gather_dim, self.axis_name)
-    out_spec = _sharded_dim(x.ndim, -1, self.axis_name)
-    self._check_divides(f"dim {self.gather_dim} of x", x.shape[self.gather_dim])
-    return self._sharded(self._per_device, in_spec, out_spec)(params, x)
-
-  def _per_device(self, params: Params, x: jax.Array) -> jax.Array:
     params, x = self._cast(params, x)
-    y = all_gather_matmul(
+    (y,) = global_view.column(
       x,
-      params["kernel"],
+      (params["kernel"],),
+      (params["bias"],) if self.use_bias else None,
+      mesh=self.mesh,
       axis_name=self.axis_name,
       gather_dim=self.gather_dim,
       schedule=self.schedule,
@@ -168,7 +144,7 @@ class ColumnDense(_Dense):
       accum_dtype=self.accum_dtype,
       dw=self.dw,
     )
-    return y + params["bias"] if self.use_bias else y
+    return y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,27 +191,12 @@ class RowDense(_Dense):
 
   def __call__(self, params: Params, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
-    if self.scatter_dim == x.ndim - 1:  # `specs` cannot tell it from a row dim
-      raise ValueError(
-        f"scatter_dim must be -1 for the features of y, got {self.scatter_dim}"
-      )
-    if self.mesh is None:
-      return self._per_device(params, x)
-    in_spec = _sharded_dim(x.ndim, -1, self.axis_name)
-    out_spec = _sharded_dim(x.ndim, self.scatter_dim, self.axis_name)
-    self._check_divides("dim -1 of x", x.shape[-1])
-    # The op would pad; a global array has no place for that.
-    y_shape = (*x.shape[:-1], self.features)
-    self._check_divides(
-      f"dim {self.scatter_dim} of y", y_shape[self.scatter_dim]
-    )
-    return self._sharded(self._per_device, in_spec, out_spec)(params, x)
-
-  def _per_device(self, params: Params, x: jax.Array) -> jax.Array:
     params, x = self._cast(params, x)
-    y = matmul_reduce_scatter(
+    return global_view.row(
       x,
       params["kernel"],
+      params["bias"] if self.use_bias else None,
+      mesh=self.mesh,
       axis_name=self.axis_name,
       scatter_dim=self.scatter_dim,
       schedule=self.schedule,
@@ -243,15 +204,3 @@ class RowDense(_Dense):
       accum_dtype=self.accum_dtype,
       wire_dtype=self.wire_dtype,
     )
-    return y + params["bias"] if self.use_bias else y
-
-
-def _sharded_dim(ndim: int, dim: int, axis_name: str) -> jax.P:
-  """The spec of an array that is sharded in one dim."""
-  if not -ndim <= dim < ndim:
-    raise ValueError(
-      f"the sharded dim must be from {-ndim} to {ndim - 1}, got {dim}"
-    )
-  entries = [None] * ndim
-  entries[dim] = axis_name
-  return jax.P(*entries)

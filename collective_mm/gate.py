@@ -8,7 +8,6 @@ other work could hide a collective is not known here.
 import functools
 import math
 import re
-from importlib import metadata
 from typing import Literal
 
 import jax
@@ -96,6 +95,9 @@ def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:
 
 @functools.cache
 def _installed(package: str) -> str | None:
+  # Takes as long to import as a third of the library.
+  from importlib import metadata
+
   try:
     return metadata.version(package)
   except metadata.PackageNotFoundError:

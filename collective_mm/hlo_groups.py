@@ -1,6 +1,7 @@
 """Which devices a collective joins, from the forms that HLO writes them in."""
 
 import functools
+import itertools
 import math
 import re
 
@@ -55,6 +56,22 @@ def parse_groups(text: str) -> np.ndarray | None:
   if mesh := _MESH.fullmatch(text):
     return _of_mesh(*mesh.groups())
   raise ValueError(f"replica groups must be in a known form, got {text!r}")
+
+
+def joined_axes(joined: np.ndarray, mesh: dict[str, int]) -> tuple[str, ...]:
+  """The axes of a mesh along which `joined` joins its devices.
+
+  Args:
+    joined: groups or pairs of partitions, `[groups, size]`.
+    mesh: the size of each axis; partitions are numbered in its order.
+
+  Example:
+    >>> joined_axes(parse_groups("{{0,2},{1,3}}"), {"data": 2, "model": 2})
+    ('data',)
+  """
+  spots = np.stack(np.unravel_index(joined, tuple(mesh.values())), -1)
+  varies = (spots != spots[:, :1]).any(axis=(0, 1))
+  return tuple(itertools.compress(mesh, varies.tolist()))
 
 
 def _of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -75,6 +75,44 @@ def axis_size(axis_name: AxisName) -> int:
         f"got {axis_name!r}"
       )
   return size
+
+
+def shard_over(
+  per_device: Callable,
+  *,
+  mesh: jax.sharding.Mesh,
+  axis_name: str,
+  in_specs,
+  out_specs,
+) -> Callable:
+  """`jax.shard_map` over one axis, which leaves the others as they are here.
+
+  Inside a `jax.shard_map` over others of them it is their mesh that counts.
+  """
+  context = jax.sharding.get_abstract_mesh()
+  return jax.shard_map(
+    per_device,
+    mesh=context if context.manual_axes else mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    axis_names={axis_name},
+  )
+
+
+def place(x: jax.Array, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:
+  """`x` sharded as `spec` says, inside or outside of `jax.jit`.
+
+  Args:
+    x: an array.
+    mesh: a mesh, or the one that `jax.set_mesh` has set.
+    spec: how the axes of `mesh` shard `x`.
+  """
+  is_set = isinstance(mesh, jax.sharding.AbstractMesh)
+  sharding = spec if is_set else jax.NamedSharding(mesh, spec)
+  kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  if jax.sharding.AxisType.Explicit in {kinds[a] for a in spec if a}:
+    return jax.reshard(x, sharding)
+  return lax.with_sharding_constraint(x, sharding)
 
 
 def device_kind() -> str | None:

@@ -228,7 +228,7 @@ def overlap_report(
   walk = Walk(module, costs, unknown_trips=1)
   found: dict[tuple[str, str], list[Span]] = {}
   for span in walk.spans:
-    if span.transfer is not None:
+    if span.what == "transfer" and span.transfer is not None:
       key = span.line.computation, span.line.name
       found.setdefault(key, []).append(span)
   places = Places(mesh, link)

@@ -1,7 +1,6 @@
 """What can be wrong with a collective, and with what a ring carries."""
 
 import dataclasses
-import itertools
 import re
 
 import jax
@@ -11,6 +10,7 @@ from collective_mm import hlo_flow, placement
 from collective_mm.chips import ChipLink
 from collective_mm.hlo import Computation, Instruction, Module
 from collective_mm.hlo_flow import PRODUCTS, Transfer
+from collective_mm.hlo_groups import joined_axes
 from collective_mm.hlo_loops import run_counts
 
 _SMALL = 1 << 20
@@ -59,10 +59,7 @@ class Places:
     if self._mesh is None:
       return None
     joined = transfer.groups if transfer.pairs is None else transfer.pairs
-    spots = np.stack(np.unravel_index(joined, self._mesh.devices.shape), -1)
-    varies = (spots != spots[:, :1]).any(axis=(0, 1))
-    names = self._mesh.axis_names
-    return tuple(itertools.compress(names, varies.tolist()))
+    return joined_axes(joined, dict(self._mesh.shape))
 
   def hops(self, transfer: Transfer) -> int | None:
     """Links of the longest route of a permute."""

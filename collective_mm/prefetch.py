@@ -29,9 +29,8 @@ from collective_mm.prefetch_checks import (
   ring_parts,
   stack_length,
 )
-from collective_mm.weights import Wire, group_small
-
-BACKENDS = ("auto", "native", "ring")
+from collective_mm.prefetch_gate import backends
+from collective_mm.weights import Wire, gathered_size, group_small
 
 
 def prefetch_scan(
@@ -87,9 +86,9 @@ def prefetch_scan(
       of `aux` gets a dim of microbatches behind that of layers.
     backend: "native" leaves gathers and reductions to the compiler's own
       collectives, "ring" makes them of permutes, which TPUs send beside compute
-      without any option; or a pair for (gathers, reductions). "auto" takes
-      native ones but for the reductions of a TPU, which has no asynchronous
-      reduce-scatter. `gate.compiler_options` make a TPU's gathers so.
+      without any option; or a pair for (gathers, reductions). "auto" takes what
+      `prefetch_gate.explain` says costs a layer less, given that the program is
+      compiled with `gate.compiler_options(chip, prefetch=True)`.
     rings: the sizes of the rings that the axis is made of, outermost first:
       (4, 4) for an axis that runs through a torus of 4 x 4 row by row, as
       `placement.axis_rings(mesh, axis_name)` tells; one ring if not given.
@@ -99,6 +98,8 @@ def prefetch_scan(
 
   Raises:
     ValueError: if the trees do not fit, naming the leaf, or an option does not.
+      A leaf that the axis does not divide never comes here: `jax.shard_map`
+      refuses it and names it, and inside every shard looks whole.
 
   Cost: `L + distance` gathers of a layer in forward and in backward, and `L`
     reductions. `distance + 1` layers of gathered weights are held at most, and
@@ -132,9 +133,18 @@ def prefetch_scan(
   shared, params, xs = jax.tree.map(
     lambda x: vary_over(x, names) if _is_float(x) else x, (shared, params, xs)
   )
-  gather_by, reduce_by = _backends(backend)
   gather_dtype = None if gather_dtype is None else jnp.dtype(gather_dtype)
+  reduce_dtype = jnp.dtype(reduce_dtype)
   dims = cut_dims(stacked_params, specs, axis_name)
+  parts = ring_parts(rings, axis_name)
+  count, nbytes = gathered_size(params, dims, gather_dtype, axis_name)
+  gather_by, reduce_by = backends(
+    backend,
+    nbytes=nbytes,
+    rings=tuple(part.size for part in parts),
+    chip=device_kind(),
+    sums_per_byte=reduce_dtype.itemsize * count / max(nbytes, 1),
+  )
   groups = group_small(params, dims, gather_dtype)
   stack = _Stack(
     function=layer.func,
@@ -145,10 +155,10 @@ def prefetch_scan(
       groups=groups,
       reduced_groups=tuple(g for g in groups if _is_float(params[g[0]])),
       gather_dtype=gather_dtype,
-      reduce_dtype=jnp.dtype(reduce_dtype),
+      reduce_dtype=reduce_dtype,
       gather_by=gather_by,
       reduce_by=reduce_by,
-      parts=ring_parts(rings, axis_name),
+      parts=parts,
     ),
     treedef=treedef,
     length=length,
@@ -375,17 +385,3 @@ def _varying_everywhere(carry: Any) -> frozenset[str]:
   """The axes over which every floating leaf of `carry` varies."""
   axes = [varying_axes(x) for x in jax.tree.leaves(_floats(carry))]
   return frozenset.intersection(*axes) if axes else frozenset()
-
-
-def _backends(backend: str | tuple[str, str]) -> tuple[str, str]:
-  pair = backend if isinstance(backend, tuple) else (backend, backend)
-  if len(pair) != 2 or any(b not in BACKENDS for b in pair):
-    raise ValueError(
-      f"backend must be one of {', '.join(BACKENDS)}, or a pair (gathers, "
-      f"reductions) of them, got {backend!r}"
-    )
-  on_tpu = (device_kind() or "").startswith("TPU")
-  best = ("native", "ring" if on_tpu else "native")
-  return tuple(
-    b if given == "auto" else given for given, b in zip(pair, best, strict=True)
-  )

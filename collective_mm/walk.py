@@ -48,7 +48,7 @@ class Span:
     end: when it ended.
     runs: how often this happens in the program.
     trips: how often the loop turns meanwhile, for "loop" and "repeat".
-    transfer: what travels, for a transfer.
+    transfer: what travels, for a transfer; what is waited for, for a wait.
     ended_by: the line that ends the transfer, None for a blocking one.
     hidden: seconds of compute beside a transfer.
     products: lines with a product beside a transfer.
@@ -223,6 +223,7 @@ class Walk:
           line=job.line if blocks else line,
           begin=began,
           end=self.seconds,
+          transfer=job.transfer,
         )
       )
 

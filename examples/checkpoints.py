@@ -1,11 +1,32 @@
-"""Checkpoints of a run: saved in the background, restored onto any mesh."""
+"""Checkpoints of a run: saved in the background, restored onto any mesh.
 
+One folder per step, written by orbax: `state` holds the arrays, by their path
+in the tree, and `about` is JSON: what the arrays must be (shape, dtype and a
+sum of their bits), the position in the data, and what the run says of itself.
+"""
+
+import shutil
+import sys
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 import tensorstore
+from jax.experimental import multihost_utils
 
+from examples.leaves import (
+  described,
+  differences,
+  matching,
+  named,
+  nested,
+  sums_of_bits,
+)
 from examples.usage import UsageError
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that could not be written; earlier ones are untouched."""
 
 
 class Checkpoints:
@@ -15,66 +36,290 @@ class Checkpoints:
   only when it is whole, so that a run killed meanwhile loses that one alone.
   """
 
-  def __init__(self, directory: Path, keep: int):
-    """Opens `directory`, which is made if needed, and keeps `keep` newest."""
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-    )
+  def __init__(
+    self,
+    directory: Path,
+    keep: int,
+    *,
+    about: dict | None = None,
+  ):
+    """Opens `directory`, which is made if needed, and keeps `keep` newest.
+
+    Args:
+      directory: of all steps.
+      keep: checkpoints to keep.
+      about: JSON to keep in each, such as the run's config.
+    """
+    self._directory = directory.absolute()
+    self._about = about or {}
+    self._saved: list[int] = []
+    try:
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep, cleanup_tmp_directories=True
+        ),
+      )
+    except OSError as error:
+      raise CheckpointError(f"cannot write {directory}: {error}") from error
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, _, error, __):
+    try:
+      self.wait()
+    except CheckpointError as failure:
+      if error is None:
+        raise
+      if error is not failure:
+        _say(f"warning: {failure}")
+    finally:
+      self._manager.close()
 
-  def save(self, step: int, state) -> None:
-    """Saves a tree of arrays; returns as soon as they may be donated."""
-    self._manager.save(step, args=ocp.args.StandardSave(state))
+  def check(self) -> None:
+    """Returns at once, also if a save is still under way.
+
+    Raises:
+      CheckpointError: if the last save has failed.
+    """
+    self._finish(self._manager.check_for_errors)
+
+  def save(self, step: int, state, data: dict | None = None) -> None:
+    """Saves a tree of arrays; returns as soon as they may be donated.
+
+    A checkpoint of this step or a later one that this run did not write is
+    what the run did not continue from: it is renamed `STEP.aside`.
+
+    Args:
+      step: steps done.
+      state: the tree.
+      data: the data iterator's state, as JSON.
+
+    Raises:
+      CheckpointError: if this save or the one before it fails.
+    """
+    if step in self._saved:
+      return
+    leaves = named(state)
+    sums = sums_of_bits(leaves)
+    about = self._about | {
+      "data": data,
+      "leaves": {
+        name: [described(leaf), sums[name]] for name, leaf in leaves.items()
+      },
+    }
+    self.wait()
+    self._set_aside(step)
+    self._saved.append(step)
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(nested(leaves)),
+      about=ocp.args.JsonSave(about),
+    )
+    self._finish(lambda: self._manager.save(step, args=items, force=True))
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk.
+
+    Raises:
+      CheckpointError: if it has failed.
+    """
+    self._finish(self._manager.wait_until_finished)
+
+  def _finish(self, call):
+    """Calls `call`, which passes on whatever the background thread met."""
+    try:
+      call()
+    except Exception as error:
+      step = self._saved.pop() if self._saved else None
+      if jax.process_index() == 0:  # half a checkpoint is no use, but has size
+        for partial in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+          shutil.rmtree(partial, ignore_errors=True)
+      whole = ", ".join(map(str, sorted(_steps(self._directory)))) or "none"
+      raise CheckpointError(
+        f"checkpoint {self._directory / str(step)} could not be written: "
+        f"{_reason(error)}; whole ones: {whole}"
+      ) from error
+
+  def _set_aside(self, step):
+    stale = [s for s in _steps(self._directory) if s >= step]
+    if not stale:
+      return
+    if jax.process_index() == 0:
+      for s in stale:
+        aside = self._directory / f"{s}.aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._directory / str(s)).rename(aside)
+        _say(f"warning: checkpoint {self._directory / str(s)} is now {aside}")
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("set aside")
+    self._manager.reload()
 
 
-def restore(directory: Path, like):
+def about(directory: Path, step: int | None = None) -> dict:
+  """Returns the JSON of a checkpoint: the newest, unless `step` is given.
+
+  Raises:
+    UsageError: if there is none, or it cannot be read.
+  """
+  steps = [step] if step is not None else sorted(_steps(directory))
+  if not steps:
+    raise UsageError(f"{directory} has no finished checkpoint")
+  try:
+    with _reader(directory) as manager:
+      return _about(manager, steps[-1])
+  except Exception as error:
+    raise UsageError(
+      f"checkpoint {directory / str(steps[-1])} cannot be read: "
+      f"{_reason(error)}"
+    ) from error
+
+
+def restore(
+  directory: Path,
+  like,
+  *,
+  step: int | None = None,
+  only: str = ".*",
+  flag: str = "--resume",
+):
   """Returns the newest checkpoint under `directory`, and changes no file.
+
+  One that is damaged is named on stderr, and the one before it is taken.
 
   Args:
     directory: as `Checkpoints` was given.
     like: a tree of `jax.ShapeDtypeStruct` with the shardings to restore onto,
       which need not be those of the run that saved.
+    step: take this one alone.
+    only: a regex of paths, such as `params/(?!head).*`; leaves that it does not
+      match in full come back as `like` has them.
+    flag: what errors start with.
 
   Raises:
-    UsageError: if there is no checkpoint, or the newest cannot be read.
+    UsageError: if there is no checkpoint, none can be read, it has other leaves
+      than `like` (they are listed), or `only` matches none.
   """
-  steps = []
-  if directory.is_dir():
-    manager = ocp.CheckpointManager(
-      directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)
-    )
-    steps = sorted(manager.all_steps())
+  wanted = matching(named(like), only)
+  if not wanted:
+    raise UsageError(f"{flag}: {only!r} matches no leaf")
+  steps = sorted(_steps(directory), reverse=True)
+  if step is not None:
+    steps = [s for s in steps if s == step]
   if not steps:
-    raise UsageError(f"--resume: {directory} has no finished checkpoint")
-  with manager:
-    try:
-      _read_once(directory.absolute() / str(steps[-1]) / "default")
-      return manager.restore(steps[-1], args=ocp.args.StandardRestore(like))
-    except Exception as error:  # they pass on whatever their readers raise
-      remedy = "it is the only one"
-      if steps[:-1]:
-        remedy = f"remove it to continue from step {steps[-2]}"
-      raise UsageError(
-        f"--resume: checkpoint {directory / str(steps[-1])} is damaged or "
-        f"half written; {remedy}"
-      ) from error
+    raise UsageError(f"{flag}: {directory} has no finished checkpoint")
+  damaged = []
+  with _reader(directory) as manager:
+    for candidate in steps:
+      folder = directory / str(candidate)
+      try:
+        saved = _about(manager, candidate)["leaves"]
+        _read_once(folder.absolute() / "state")
+      except Exception as error:  # they pass on whatever their readers raise
+        reason = _reason(error)
+      else:
+        reason = None
+      if _anywhere(reason is not None):
+        reason = reason or "another host cannot read it"
+      else:
+        _check_same(saved, wanted, f"{flag}: checkpoint {folder}", only)
+        try:
+          found = _read(manager, candidate, wanted)
+        except Exception as error:
+          reason = _reason(error)
+        else:
+          bad = _changed(found, saved)
+          if not bad:
+            if damaged:
+              _say(f"warning: continuing from checkpoint {folder}")
+            names, tree = named(like), jax.tree.structure(like)
+            return jax.tree.unflatten(
+              tree, [found.get(name, leaf) for name, leaf in names.items()]
+            )
+          reason = f"{bad[0]} is not what was saved"
+      damaged.append(candidate)
+      _say(f"warning: checkpoint {folder} is damaged: {reason}")
+  names = ", ".join(map(str, damaged))
+  raise UsageError(f"{flag}: no checkpoint in {directory} is whole: {names}")
+
+
+def _steps(directory: Path) -> list[int]:
+  """Steps of the finished checkpoints: orbax renames a folder to its number
+  when all is written."""
+  if not directory.is_dir():
+    return []
+  return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def _reader(directory: Path) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    directory.absolute(),
+    item_names=("state", "about"),
+    options=ocp.CheckpointManagerOptions(create=False),
+  )
+
+
+def _about(manager, step) -> dict:
+  items = ocp.args.Composite(about=ocp.args.JsonRestore())
+  return manager.restore(step, args=items).about
+
+
+def _read(manager, step, wanted) -> dict:
+  """Reads the named leaves, each onto its sharding."""
+  tree = nested(wanted)
+  items = ocp.args.Composite(
+    state=ocp.args.PyTreeRestore(
+      tree,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+      partial_restore=True,
+    )
+  )
+  return named(manager.restore(step, args=items).state)
+
+
+def _check_same(saved, wanted, prefix, only) -> None:
+  here = {name: described(x) for name, x in wanted.items()}
+  there = {name: x for name, (x, _) in matching(saved, only).items()}
+  if differ := differences(there, here):
+    raise UsageError(f"{prefix} is of another architecture: {differ}")
+
+
+def _changed(found, saved) -> list[str]:
+  sums = sums_of_bits(found)
+  return [name for name in found if sums[name] != saved[name][1]]
 
 
 def _read_once(folder: Path) -> None:
   """Reads what a checkpoint stores, so that damage is found here.
 
   When a read fails in orbax, its other threads print tracebacks of their own.
+  Each host reads its share.
   """
   spec = {"driver": "ocdbt", "base": f"{folder.as_uri()}/"}
   store = tensorstore.KvStore.open(spec).result()
-  keys = store.list().result()
+  keys = sorted(store.list().result())
   if not keys:
     raise ValueError(f"{folder} stores nothing")
-  for key in keys:
+  for key in keys[jax.process_index() :: jax.process_count()]:
     store.read(key).result()
+
+
+def _anywhere(failed: bool) -> bool:
+  """Whether it failed on any host: all must take the same checkpoint."""
+  if jax.process_count() == 1:
+    return failed
+  return bool(multihost_utils.process_allgather(failed).any())
+
+
+def _reason(error: BaseException) -> str:
+  """The shortest that says why: the system's words, or the first line."""
+  text = f"{error}".strip() or type(error).__name__
+  for words in ("No space left on device", "File too large"):
+    if words in text:
+      return words
+  return text.splitlines()[0][:200]
+
+
+def _say(line: str) -> None:
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr)

@@ -3,11 +3,21 @@
 import dataclasses
 import json
 import os
+import platform
+import subprocess
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
+
+import jax
 
 from examples.presets import TrainConfig, from_json
 from examples.usage import UsageError, blame
+
+NONFINITE = "nonfinite.json"
+_ROOT = Path(__file__).parents[1]
+_PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "optax", "orbax-checkpoint")
 
 
 def fresh(name: str) -> Path:
@@ -23,7 +33,8 @@ def claim(workdir: Path, config: TrainConfig) -> None:
   """
   with blame(f"--workdir={workdir}"):
     workdir.mkdir(parents=True, exist_ok=True)
-    taken = any(workdir.iterdir())
+    # Not what is left of a run that was killed while it wrote its config.
+    taken = any(path.name != "config.tmp" for path in workdir.iterdir())
   if taken:
     raise UsageError(
       f"--workdir={workdir}: the folder is not empty; name another, or add "
@@ -45,6 +56,85 @@ def write_config(workdir: Path, config: TrainConfig) -> None:
     os.replace(partial, path)
 
 
+def record_start(workdir: Path, step: int, mesh: jax.sharding.Mesh) -> None:
+  """Adds a line to `starts.jsonl`: what runs from this step on, and where.
+
+  Raises:
+    UsageError: if it cannot be written.
+  """
+  record = {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "step": step,
+    "command": sys.orig_argv,
+    "git": _revision(),
+    "versions": {"python": platform.python_version()} | _versions(),
+    "mesh": dict(mesh.shape),
+    "device": mesh.devices.flat[0].device_kind,
+    "processes": jax.process_count(),
+  }
+  path = workdir / "starts.jsonl"
+  with blame(f"--workdir={workdir}"), path.open("a") as lines:
+    lines.write(json.dumps(record) + "\n")
+
+
+def record_nonfinite(
+  workdir: Path, step: int, loss: float, grad_norm: float, images: list[str]
+) -> None:
+  """Writes what a step was whose loss or gradient was not finite."""
+  record = {
+    "step": step,
+    "loss": str(loss),  # JSON has no NaN
+    "grad_norm": str(grad_norm),
+    "images": images,
+  }
+  (workdir / NONFINITE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def check_shared(workdir: Path) -> None:
+  """Checks that the folder that the first process claimed is this one.
+
+  Raises:
+    UsageError: if this process does not see it.
+  """
+  if not has_run(workdir):
+    raise UsageError(
+      f"--workdir={workdir}: process {jax.process_index()} does not see what "
+      "the first one wrote there; it must be a folder that all hosts share"
+    )
+
+
+def _revision() -> dict | None:
+  """The commit of this clone; None where there is no git or no clone."""
+  try:
+    said = [
+      subprocess.run(
+        ["git", "-C", str(_ROOT), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+      ).stdout.strip()
+      for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    ]
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return {"revision": said[0], "changed": bool(said[1])}
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for name in _PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def has_run(workdir: Path) -> bool:
+  """Tells whether a run was started in the folder."""
+  return (workdir / "config.json").exists()
+
+
 def read_config(workdir: Path) -> TrainConfig:
   """Returns the config of the run in `workdir`.
 
@@ -64,7 +154,7 @@ def check_same_run(workdir: Path, config: TrainConfig) -> None:
 
   Raises:
     UsageError: if the run in `workdir` has another model, optimiser, data set,
-      batch or seed than `config`.
+      augmentation, batch or seed than `config`.
   """
   before, now = (_identity(c) for c in (read_config(workdir), config))
   for name, value in before.items():
@@ -76,10 +166,14 @@ def check_same_run(workdir: Path, config: TrainConfig) -> None:
 
 
 def _identity(config: TrainConfig) -> dict:
+  groups = config.optimizer.groups
   return {
     **dataclasses.asdict(config.model),
     "optimizer kind": config.optimizer.kind,
+    "optimizer groups": [(g.pattern, g.freeze) for g in groups],
+    "an average": config.ema_decay is not None,
     "data": config.data,
+    "augment": config.augment,
     "batch": config.batch,
     "seed": config.seed,
   }

@@ -2,9 +2,13 @@
 
 Without flags: a small one in the style of ViT-22B, on scikit-learn's digits,
 over a (data=2, model=4) mesh of eight virtual CPU devices.
+
+Exit codes: 0 done; 1 stopped by an error that it names; 2 the request cannot
+be; 130 stopped by Ctrl-C and 143 by SIGTERM, its state saved.
 """
 
 import logging
+import os
 import sys
 
 import absl.logging
@@ -17,6 +21,9 @@ def main(argv: list[str]) -> int:
   """Runs the command line `argv`; returns its exit code."""
   platform.select(devices=8)
   # These import jax, which reads the platform then.
+  from jax.errors import JaxRuntimeError
+
+  from examples.stop import Stopped
   from examples.train_flags import parse
   from examples.train_loop import run
 
@@ -24,20 +31,37 @@ def main(argv: list[str]) -> int:
   absl.logging.set_verbosity(absl.logging.ERROR)
   # A font cache that another environment left names fonts that are gone.
   logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+  request = None
   try:
     request = parse(argv)
     if request:
+      if request.hosts:
+        request.hosts.meet()
       run(request.config, request.workdir, resume=request.resume)
+    return 0
   except UsageError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    code, said = 2, f"error: {error}"
   except FloatingPointError as error:
-    print(f"error: {error}; try a lower --lr", file=sys.stderr)
-    return 1
+    code, said = 1, f"error: {error}; try a lower --lr"
+  except Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    return 128 + stopped.signal
+  except OSError as error:
+    code, said = 1, f"error: {error.strerror}: {error.filename}"
+  except JaxRuntimeError as error:
+    if not request or not request.hosts:
+      raise
+    line = str(error).splitlines()[0]
+    code, said = 1, f"error: a process of the run was lost: {line}"
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    return 130
-  return 0
+    code, said = 130, "interrupted"
+  print(said, file=sys.stderr)
+  if request and request.hosts:
+    # Not by way of jax's own end, which waits for processes that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 if __name__ == "__main__":

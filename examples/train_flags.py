@@ -2,16 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from absl import flags
 
 from collective_mm.op_arguments import SCHEDULES
-from examples.presets import PRESETS, TrainConfig
-from examples.run_folder import read_config
+from examples.config_fields import assignment, read_file
+from examples.hosts import Hosts
+from examples.presets import PRESETS, TrainConfig, changed
+from examples.run_folder import has_run, read_config
 from examples.usage import UsageError, blame
 
 _MODEL_FLAGS = ("width", "depth", "mlp", "heads")
 _RUN_FLAGS = (
+  "data",
+  "init_from",
   "batch",
   "seed",
   "layout",
@@ -29,19 +34,23 @@ class Request:
   Attributes:
     config: the run.
     workdir: its folder; None for a fresh one under `runs/`.
-    resume: continue the run in `workdir`.
+    resume: continue the run in `workdir`; "auto" starts it again if it has no
+      checkpoint yet.
+    hosts: where the other processes of the run are; None if there are none.
   """
 
   config: TrainConfig
   workdir: Path | None
-  resume: bool
+  resume: bool | Literal["auto"]
+  hosts: Hosts | None
 
 
 def parse(argv: list[str]) -> Request | None:
   """Reads the command line; prints the help and returns None for `--help`.
 
-  A run that is resumed starts from its own `config.json`; flags that are given
-  change a field each.
+  A run starts from its preset, or from its own `config.json` where it is
+  resumed. `--config` changes what its file names, then each `--set` a field,
+  then the other flags.
 
   Args:
     argv: as `sys.argv`, the program's name first.
@@ -59,13 +68,23 @@ def parse(argv: list[str]) -> Request | None:
   if given.help:
     print("python -m examples.train [--flag=value ...]\n", given.get_help())
     return None
-  if given.resume and given.workdir is None:
-    raise UsageError("--resume needs --workdir, the folder of the run")
+  hosts = _hosts(given)
+  for name in ("resume", "auto_resume"):
+    if given[name].value and given.workdir is None:
+      raise UsageError(f"--{name} needs --workdir, the folder of the run")
+  if hosts and given.workdir is None:
+    raise UsageError(
+      "--distributed needs --workdir, a folder that all hosts share"
+    )
   workdir = given.workdir and Path(given.workdir)
+  resume = given.resume
+  if given.auto_resume and has_run(workdir):
+    resume = "auto"
   return Request(
-    config=_override(_base(given, workdir), given),
+    config=_config(given, workdir, resume),
     workdir=workdir,
-    resume=given.resume,
+    resume=resume,
+    hosts=hosts,
   )
 
 
@@ -78,9 +97,30 @@ def _define() -> flags.FlagValues:
     "preset", None, list(PRESETS), "what to train [digits]", **options
   )
   flags.DEFINE_string(
+    "config", None, "TOML or JSON file of fields to change", **options
+  )
+  flags.DEFINE_multi_string(
+    "set", [], "field to change, as optimizer.b2=0.99; may repeat", **options
+  )
+  flags.DEFINE_string(
     "workdir", None, "folder of the run [runs/PRESET-DATE-TIME]", **options
   )
   flags.DEFINE_bool("resume", False, "continue the run in --workdir", **options)
+  flags.DEFINE_bool(
+    "auto_resume",
+    False,
+    "continue the run in --workdir if there is one, else start it",
+    **options,
+  )
+  flags.DEFINE_string(
+    "data", None, "digits, or folder:PATH, images by class", **options
+  )
+  flags.DEFINE_string(
+    "init_from",
+    None,
+    "weights to start from: run, .npz, .safetensors",
+    **options,
+  )
   flags.DEFINE_integer(
     "steps", None, "length of the run; stretches the schedule", **count
   )
@@ -112,14 +152,66 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer(name, None, "of the model", **count)
   for name in ("log", "eval", "checkpoint"):
     flags.DEFINE_integer(f"{name}_every", None, "steps", **count)
+  flags.DEFINE_bool(
+    "distributed",
+    False,
+    "one of several processes, each started with the same flags",
+    **options,
+  )
+  flags.DEFINE_string(
+    "coordinator", None, "address:port of process 0 [the cluster's]", **options
+  )
+  flags.DEFINE_integer(
+    "num_processes", None, "processes of the run [the cluster's]", **count
+  )
+  flags.DEFINE_integer(
+    "process_id", None, "which one this is [the cluster's]", 0, **options
+  )
+  flags.DEFINE_integer(
+    "host_timeout", 100, "seconds to wait for a lost process", **count
+  )
   return values
 
 
-def _base(given, workdir) -> TrainConfig:
-  """The config that the other flags change."""
-  if not given.resume or given.preset:
-    return PRESETS[given.preset or "digits"]
-  return read_config(workdir)
+def _hosts(given) -> Hosts | None:
+  named = ("coordinator", "num_processes", "process_id")
+  values = [given[name].value for name in named]
+  if not given.distributed:
+    for name, value in zip(named, values, strict=True):
+      if value is not None:
+        raise UsageError(f"--{name} needs --distributed")
+    return None
+  coordinator, processes, index = values
+  return Hosts(
+    coordinator=coordinator,
+    processes=processes,
+    index=index,
+    timeout_s=given.host_timeout,
+  )
+
+
+def _config(given, workdir, resume) -> TrainConfig:
+  """The preset or the run's own config, changed as the flags say."""
+  fields, blamed = {}, ""
+  if given.config:
+    blamed = f"--config={given.config}"
+    with blame(blamed):
+      fields = read_file(Path(given.config))
+  preset = given.preset or fields.pop("preset", None)
+  if resume and not given.preset:
+    config = read_config(workdir)
+  elif preset is not None and preset not in PRESETS:
+    raise UsageError(
+      f"{blamed}: preset must be one of {', '.join(PRESETS)}, got {preset!r}"
+    )
+  else:
+    config = PRESETS[preset or "digits"]
+  with blame(blamed):
+    config = changed(config, fields)
+  for text in given.set:
+    with blame(f"--set {text}"):
+      config = changed(config, assignment(text))
+  return _override(config, given)
 
 
 def _override(config: TrainConfig, given: flags.FlagValues) -> TrainConfig:
@@ -133,8 +225,7 @@ def _override(config: TrainConfig, given: flags.FlagValues) -> TrainConfig:
     )
   if given.lr is not None:
     with blame(f"--lr={given.lr}"):
-      optimizer = dataclasses.replace(config.optimizer, peak_lr=given.lr)
-      config = dataclasses.replace(config, optimizer=optimizer)
+      config = changed(config, {"optimizer": {"peak_lr": given.lr}})
   if given.steps is not None:
     optimizer = config.optimizer.stretched(given.steps)
     config = dataclasses.replace(config, optimizer=optimizer)
@@ -142,7 +233,10 @@ def _override(config: TrainConfig, given: flags.FlagValues) -> TrainConfig:
     config = dataclasses.replace(config, mesh=_mesh(given.mesh))
   if given.schedule is not None:
     config = dataclasses.replace(config, schedule=_schedule(given.schedule))
-  return dataclasses.replace(config, **changes(_RUN_FLAGS))
+  config = dataclasses.replace(config, **changes(_RUN_FLAGS))
+  if config.name == "finetune" and config.init_from is None:
+    raise UsageError("--preset=finetune needs --init_from, weights to tune")
+  return config
 
 
 def _schedule(names: list[str]) -> str | tuple[str, str]:

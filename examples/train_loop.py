@@ -1,233 +1,262 @@
 """One training run, from its config to its final accuracy."""
 
-import dataclasses
+import contextlib
 import math
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import tqdm
 
-from collective_mm import gate, make_mesh
-from examples import run_folder
+from examples import hosts, pace, run_folder, stop
 from examples.checkpoints import Checkpoints, restore
-from examples.data.feed import prefetched
-from examples.data.pipeline import eval_batches, train_batches
-from examples.data.sources import open_source
+from examples.pace import Pace
 from examples.presets import TrainConfig
 from examples.run_log import RunLog
-from examples.usage import UsageError, blame
-from models import train_step
-from models.optimizer import make_optimizer, rsqrt_schedule
-from models.sharding import check_mesh
+from examples.run_setup import Setup, choose_mesh, fitted, open_data
+from examples.step_trace import StepTrace
+from examples.usage import UsageError
+from models.optimizer import learning_rate
+from models.train_step import TrainState
 from profiling.flops import throughput, vit_flops_per_token
 
 
+class NonFinite(FloatingPointError):
+  """A run that stopped because its loss or gradient was not finite."""
+
+
 def run(
-  config: TrainConfig, workdir: Path | None = None, *, resume: bool = False
+  config: TrainConfig,
+  workdir: Path | None = None,
+  *,
+  resume: bool | Literal["auto"] = False,
 ) -> dict:
   """Trains, evaluates, and leaves the run's files in `workdir`.
 
-  They are `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`
-  and `curves.png`. What can be wrong with the request is found before anything
-  is compiled.
+  They are `config.json`, `starts.jsonl`, `metrics.jsonl`, TensorBoard events,
+  `checkpoints/` and `curves.png`. What can be wrong with the request is found
+  before anything is compiled.
 
   Args:
     config: the run.
     workdir: a folder that is empty or not there yet; None for a fresh one
       under `runs/`.
-    resume: continue the run in `workdir` from its newest checkpoint instead.
+    resume: continue the run in `workdir` from its newest checkpoint instead;
+      "auto" starts it again if it was ended before its first checkpoint.
 
   Returns:
-    `"accuracy"` and `"loss"` on the held-out part, `"steps"`, `"tokens_per_s"`
-    of all devices together (None if no step was left), `"state"` and
-    `"workdir"`.
+    `"accuracy"` and `"loss"` on the held-out part, both with `"ema_"` before
+    them too if the run averages its parameters, `"steps"`, `"tokens_per_s"` of
+    all devices together (None if no step was left), `"state"` and `"workdir"`.
 
   Raises:
     UsageError: if the run cannot be; nothing was overwritten then.
-    FloatingPointError: if the loss is no longer finite.
+    NonFinite: if the loss is no longer finite.
+    Stopped: if a signal asked for it; the state was saved.
   """
-  with blame(f"--preset={config.name}"):
-    train, test = (open_source(config.data, part) for part in ("train", "val"))
-    train = train_batches(
-      train, config.model, batch=config.batch, seed=config.seed
-    )
-    test = eval_batches(test, config.model, batch=config.batch)
-  mesh = _mesh(config)
-  optimizer = make_optimizer(config.optimizer)
+  train, test = open_data(config)
+  config, params = _first_weights(fitted(config, train), resume)
+  mesh = choose_mesh(config)
+  setup = Setup(config, mesh, train, test)
   workdir = workdir or run_folder.fresh(config.name)
-  if resume:
-    run_folder.check_same_run(workdir, config)
-    state = _restored(config, workdir, optimizer, mesh)
-    run_folder.write_config(workdir, config)
-  else:
-    run_folder.claim(workdir, config)
-    state = train_step.init_state(
-      jax.random.key(config.seed), config.model, optimizer, mesh
+  with stop.listening() as request:
+    if resume:
+      run_folder.check_same_run(workdir, config)
+      state = _restored(setup, workdir, or_none=resume == "auto")
+      hosts.first_does(lambda: run_folder.write_config(workdir, config))
+    else:
+      hosts.first_does(lambda: run_folder.claim(workdir, config))
+      run_folder.check_shared(workdir)
+      state = None
+    state = state or setup.first_state(params)
+    del params
+    start = int(state.step)
+    hosts.first_does(lambda: run_folder.record_start(workdir, start, mesh))
+    _say(f"{_describe(config, mesh)}\nrun folder: {workdir}")
+    _say(f"compiled in {setup.compile():.1f} s")
+    first = hosts.is_first()
+    with (
+      RunLog(workdir, start) if first else contextlib.nullcontext() as log,
+      Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
+      StepTrace(
+        workdir / "trace", start, config.trace_steps if first else 0
+      ) as trace,
+    ):
+      loop = _Loop(setup, workdir, request, log, checkpoints, trace)
+      state, result = loop.train(state)
+  return _report(config, result, state, loop.total, workdir)
+
+
+class _Loop:
+  """The steps of one run, and what is due between them."""
+
+  def __init__(self, setup, workdir, request, log, checkpoints, trace):
+    self.total = Pace()
+    self._setup, self._config = setup, setup.config
+    self._workdir, self._request = workdir, request
+    self._log, self._checkpoints, self._trace = log, checkpoints, trace
+    self._agreement = hosts.Agreement(setup.mesh)
+    self._signal = 0  # which signal asked any process to stop
+    self._saved, self._saved_at = 0, time.monotonic()
+    self._skipped = self._skipped_in_a_row = 0
+
+  def train(self, state: TrainState) -> tuple[TrainState, dict]:
+    """Steps from `state` to the end; returns the last state and its result."""
+    config, setup = self._config, self._setup
+    start = self._saved = int(state.step)
+    last = config.steps
+    batches = setup.batches(start)
+    pace_, result = Pace(), None
+    self._listen()
+    self._leave_if_asked(start, state)
+    bar = tqdm.tqdm(
+      range(start + 1, last + 1),
+      initial=start,
+      total=last,
+      unit="step",
+      disable=None if hosts.is_first() else True,  # None: unless a terminal
+      leave=False,
+    )
+    for step in bar:
+      began = time.perf_counter()
+      batch = next(batches)
+      waiting_s = time.perf_counter() - began
+      with self._trace.step(step):
+        state, metrics = setup.train(state, batch)
+        asked = self._ask()
+        # One step in flight: virtual CPU devices share a pool of threads.
+        metrics = {k: float(x) for k, x in jax.device_get(metrics).items()}
+      self._trace.after(step)
+      pace_ += Pace(1, time.perf_counter() - began, waiting_s)
+      save = self._hear(asked)
+      self._check(step, metrics)
+
+      if step % config.log_every == 0 or step == last:
+        self._write(step, self._scalars(step, metrics, pace_))
+        self.total, pace_ = self.total + pace_, Pace()
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+      if step % config.eval_every == 0 or step == last:
+        result = self._evaluate(step, state, metrics, pace_)
+      if step % config.checkpoint_every == 0 or step == last or save:
+        self._save(step, state)
+      self._leave_if_asked(step, state)
+    return state, result or setup.evaluate(state, lambda: True)
+
+  def _scalars(self, step, metrics, pace_):
+    """What the log has of a step and of those since the last record."""
+    config = self._config
+    rate = learning_rate(config.optimizer)(step - 1)
+    counts = {"skipped": self._skipped} if config.skip_nonfinite else {}
+    self._skipped = 0
+    return (
+      {f"train/{name}": x for name, x in (metrics | counts).items()}
+      | {"train/learning_rate": float(rate)}
+      | pace_.scalars(config)
+      | pace.memory(self._setup.mesh.local_devices[0])
     )
 
-  _say(f"{_describe(config, mesh)}\nrun folder: {workdir}")
-  steps = _Steps(config, optimizer, mesh, state, test)
-  _say(f"compiled in {steps.compile_s:.1f} s")
-  with (
-    RunLog(workdir, start=int(state.step)) as log,
-    Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
-  ):
-    state, pace = _train(config, steps, state, train, log, checkpoints)
-  return _report(config, steps.evaluate(state.params), state, pace, workdir)
+  def _evaluate(self, step, state, metrics, pace_):
+    """Evaluates and tells; returns None if a signal came meanwhile."""
 
+    def go_on():
+      self._listen()
+      return not self._signal
 
-class _Steps:
-  """The compiled training and evaluation step, and where batches go."""
-
-  def __init__(self, config, optimizer, mesh, state, test):
-    options = {
-      "layout": config.layout,
-      "schedule": config.schedule,
-      "compute_dtype": jnp.dtype(config.compute_dtype),
-    }
-    self._sharding = train_step.batch_sharding(mesh)
-    self._test = [self.place(batch) for batch in test]
-    kind = mesh.devices.flat[0].device_kind
-    compiler_options = gate.compiler_options(kind, prefetch=True)
-    start = time.perf_counter()
-    self.train = (
-      train_step.make_train_step(
-        config.model, optimizer, mesh, remat=config.remat, **options
-      )
-      .lower(state, self._test[0])
-      .compile(compiler_options=compiler_options)
+    config, speed = self._config, self.total + pace_
+    result = self._setup.evaluate(state, go_on)
+    if result is None:
+      return None
+    self._write(step, {f"eval/{name}": x for name, x in result.items()})
+    device = self._setup.mesh.local_devices[0]
+    _say(speed.line(config.steps - step, device))
+    average = ""
+    if "ema_accuracy" in result:
+      average = f", of the average {result['ema_accuracy']:.2%}"
+    _say(
+      f"step {step:>5} of {config.steps}: train loss {metrics['loss']:.3f}, "
+      f"test loss {result['loss']:.3f}, accuracy {result['accuracy']:.2%}"
+      f"{average}"
     )
-    self._evaluate = (
-      train_step.make_eval_step(config.model, mesh, **options)
-      .lower(state.params, self._test[0])
-      .compile()
-    )
-    self.compile_s = time.perf_counter() - start
+    return result
 
-  def place(self, batch: dict) -> dict:
-    """Puts a batch on the mesh."""
-    return jax.device_put(batch, self._sharding)
-
-  def evaluate(self, params) -> dict[str, float]:
-    """Returns the mean loss and the accuracy on the held-out part."""
-    # One batch in flight: virtual CPU devices take their threads from one
-    # pool, and with many computations waiting in it they would starve.
-    sums = [
-      jax.device_get(self._evaluate(params, batch)) for batch in self._test
-    ]
-    total = {name: float(sum(s[name] for s in sums)) for name in sums[0]}
-    return {
-      "loss": total["loss"] / total["count"],
-      "accuracy": total["correct"] / total["count"],
-    }
-
-
-@dataclasses.dataclass
-class _Pace:
-  """Steps taken and the time they took, evaluations and checkpoints apart."""
-
-  steps: int = 0
-  seconds: float = 0.0
-  waiting_s: float = 0.0  # of these, for data
-
-  def __add__(self, other):
-    return _Pace(
-      self.steps + other.steps,
-      self.seconds + other.seconds,
-      self.waiting_s + other.waiting_s,
+  def _check(self, step, metrics):
+    """Counts an update that was left out; raises if it may not be."""
+    loss, norm = metrics["loss"], metrics["grad_norm"]
+    if math.isfinite(loss) and math.isfinite(norm):
+      self._skipped_in_a_row = 0
+      return
+    self._skipped += 1
+    self._skipped_in_a_row += 1
+    if self._skipped_in_a_row <= self._config.skip_nonfinite:
+      _say(f"step {step}: loss {loss}, gradient norm {norm}: update left out")
+      return
+    names = self._setup.names(step)
+    if hosts.is_first():
+      run_folder.record_nonfinite(self._workdir, step, loss, norm, names)
+    kept = "there is no checkpoint yet"
+    if self._saved:
+      folder = self._workdir / "checkpoints" / str(self._saved)
+      kept = f"the last good checkpoint is {folder}"
+    what = f"loss is {loss}"
+    if math.isfinite(loss):
+      what = f"the norm of the gradient is {norm}"
+    shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+    raise NonFinite(
+      f"{what} at step {step}, whose images are {shown} (all in "
+      f"{self._workdir / run_folder.NONFINITE}); {kept}"
     )
 
-  def scalars(self, config: TrainConfig) -> dict[str, float]:
-    images_per_s = config.batch * self.steps / self.seconds
-    return {
-      "speed/images_per_s": images_per_s,
-      "speed/tokens_per_s": config.model.tokens * images_per_s,
-      "speed/share_waiting_for_data": self.waiting_s / self.seconds,
-    }
+  def _ask(self):
+    minutes = self._config.checkpoint_minutes
+    due = minutes and time.monotonic() - self._saved_at > 60 * minutes
+    return self._agreement.ask(self._request.signal, bool(due))
 
+  def _hear(self, asked) -> bool:
+    """Takes in what was agreed; returns whether to save."""
+    signal, save = self._agreement.answer(asked)
+    self._signal = max(self._signal, signal)
+    return bool(save)
 
-def _train(config, steps, state, train, log, checkpoints):
-  """Steps from `state` to the end; returns the last state and the pace."""
-  start, last = int(state.step), config.steps
-  learning_rate = rsqrt_schedule(config.optimizer)
-  ahead = prefetched(train, start, last)
-  total, pace, metrics = _Pace(), _Pace(), {}
-  bar = tqdm.tqdm(
-    range(start + 1, last + 1),
-    initial=start,
-    total=last,
-    unit="step",
-    disable=None,  # unless stderr is a terminal
-    leave=False,
-  )
-  for step in bar:
-    log_due, eval_due, checkpoint_due = (
-      step % every == 0 or step == last
-      for every in (
-        config.log_every,
-        config.eval_every,
-        config.checkpoint_every,
-      )
+  def _listen(self):
+    self._hear(self._ask())
+
+  def _leave_if_asked(self, step, state):
+    if not self._signal:
+      return
+    if self._saved != step:
+      self._save(step, state)
+    raise stop.Stopped(
+      self._signal,
+      f"stopped at step {step} of {self._config.steps}; --resume "
+      f"--workdir={self._workdir} continues",
     )
-    began = time.perf_counter()
-    batch = next(ahead)
-    waiting_s = time.perf_counter() - began
-    batch = steps.place(batch)
-    jax.block_until_ready(metrics)  # one step in flight, no more
-    state, metrics = steps.train(state, batch)
-    if log_due or eval_due or checkpoint_due:
-      jax.block_until_ready(metrics)  # what follows is not training time
-    pace += _Pace(1, time.perf_counter() - began, waiting_s)
 
-    if log_due:
-      scalars = {name: float(x) for name, x in metrics.items()}
-      log.write(
-        step,
-        {f"train/{name}": x for name, x in scalars.items()}
-        | {"train/learning_rate": float(learning_rate(step - 1))}
-        | pace.scalars(config),
-      )
-      total, pace = total + pace, _Pace()
-      bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
-      if not math.isfinite(scalars["loss"]):
-        raise FloatingPointError(f"loss is {scalars['loss']} at step {step}")
-    if eval_due:
-      result = steps.evaluate(state.params)
-      log.write(step, {f"eval/{name}": x for name, x in result.items()})
-      _say(
-        f"step {step:>5} of {last}: train loss {float(metrics['loss']):.3f}, "
-        f"test loss {result['loss']:.3f}, accuracy {result['accuracy']:.2%}"
-      )
-    if checkpoint_due:
-      checkpoints.save(step, state)
-  return state, total
+  def _save(self, step, state):
+    self._checkpoints.save(step, state)
+    self._saved, self._saved_at = step, time.monotonic()
+
+  def _write(self, step, scalars):
+    if self._log:
+      self._log.write(step, scalars)
 
 
-def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
-  """Makes the mesh and checks that the model and the batch fit on it."""
-  devices = jax.device_count()
-  shape = config.mesh
-  if shape is None:
-    tutorial = jax.default_backend() == "cpu" and devices == 8
-    shape = (2, 4) if tutorial else (devices, 1)
-  flag = f"--mesh={shape[0]},{shape[1]}"
-  with blame(flag):
-    mesh = make_mesh(data=shape[0], model=shape[1])
-  model = config.model
-  sizes = f"--heads={model.heads} --mlp={model.mlp} --width={model.width}"
-  with blame(f"{flag} {sizes}"):
-    check_mesh(model, mesh, mesh.size, config.layout)
-  with blame(f"{flag} --batch={config.batch}"):
-    check_mesh(model, mesh, config.batch, config.layout)
-  return mesh
+def _first_weights(config: TrainConfig, resume):
+  """The config with the model of `init_from`, and its weights, if it is set."""
+  if resume or config.init_from is None:
+    return config, None
+  from examples.first_weights import load
+
+  return load(config)
 
 
-def _restored(config, workdir, optimizer, mesh):
-  """Returns the newest state of the run, placed on `mesh`."""
-  like = train_step.abstract_state(config.model, optimizer, mesh)
-  state = restore(workdir / "checkpoints", like)
+def _restored(setup, workdir, *, or_none) -> TrainState | None:
+  """The newest state of the run, placed on the mesh; None if there is none."""
+  folder = workdir / "checkpoints"
+  if or_none and not any(path.name.isdigit() for path in folder.glob("*")):
+    return None
+  state = restore(folder, setup.abstract_state())
+  config = setup.config
   if int(state.step) > config.steps:
     raise UsageError(
       f"--steps={config.steps}: the run in {workdir} is at step "
@@ -239,21 +268,23 @@ def _restored(config, workdir, optimizer, mesh):
 def _describe(config: TrainConfig, mesh: jax.sharding.Mesh) -> str:
   model = config.model
   device = mesh.devices.flat[0]
+  processes = jax.process_count()
   return (
     f"{config.name}: width {model.width}, depth {model.depth}, "
     f"{model.heads} heads; {mesh.shape['data']} x {mesh.shape['model']} "
-    f"(data x model) {device.device_kind} devices; {config.steps} steps of "
-    f"{config.batch} images"
+    f"(data x model) {device.device_kind} devices"
+    + (f" of {processes} processes" if processes > 1 else "")
+    + f"; {config.steps} steps of {config.batch} images"
   )
 
 
-def _report(config, result, state, pace, workdir) -> dict:
+def _report(config, result, state, total, workdir) -> dict:
   """Says how the run ended; its last line is the one to quote."""
   _say(f"curves: {workdir / 'curves.png'}")
   speed = "no step was left to train"
   tokens_per_s = None
-  if pace.steps:
-    tokens_per_s = pace.scalars(config)["speed/tokens_per_s"]
+  if total.steps:
+    tokens_per_s = total.scalars(config)["speed/tokens_per_s"]
     flops = vit_flops_per_token(config.model)
     speed = f"{throughput(tokens_per_s, flops, jax.devices())}"
   _say(f"test accuracy {result['accuracy']:.2%}; {speed}")
@@ -267,4 +298,5 @@ def _report(config, result, state, pace, workdir) -> dict:
 
 
 def _say(line: str) -> None:
-  tqdm.tqdm.write(line)  # above the progress bar, where there is one
+  if hosts.is_first():
+    tqdm.tqdm.write(line)  # above the progress bar, where there is one

@@ -22,7 +22,8 @@ def init_params(
   The blocks lie stacked on a leading dim of size `L`, for `lax.scan`; each
   layer is drawn as if it stood alone. With `K = D / H`:
 
-      embed   kernel[P, D], bias[D], position[S, D]
+      embed   kernel[P, D], bias[D], position[patches, D]
+              cls[D]                                        if cls
       blocks  norm           [L, D]
               mlp_norm       [L, D]                         unless parallel
               q, k, v        kernel[L, D, H*K], bias[L, H*K]  (1)
@@ -33,6 +34,7 @@ def init_params(
       norm    [D]
       pool    probe[D], norm[D], q, k, v and out: kernel[D, D], bias[D],
               mlp_in and mlp_out as in one block            if pool
+      pre_logits  kernel[D, D], bias[D]                     if pre_logits
       head    kernel[D, V], bias[V]                         if classes
 
   (1) biases only if `attention_bias`; (2) and never in the parallel block,
@@ -40,9 +42,9 @@ def init_params(
   a `scale` of the shape above, with a `bias` of that shape if `norm_bias`.
 
   The distributions are those of big_vision `models/vit.py`: Xavier-uniform
-  kernels and probe, MLP biases `N(0, 1e-6^2)`, positions `N(0, 1/D)`, a
-  LeCun-normal patch kernel, a zero head kernel under `cfg.head_bias_init`,
-  every other bias zero and every scale one.
+  kernels and probe, MLP biases `N(0, 1e-6^2)`, positions `N(0, 1/D)`,
+  LeCun-normal patch and pre-logits kernels, a zero class token, a zero head
+  kernel under `cfg.head_bias_init`, every other bias zero and every scale one.
 
   Args:
     key: a PRNG key; the key is consumed.
@@ -60,6 +62,14 @@ def init_params(
   }
   if cfg.pool:
     params["pool"] = _init_pool(key_pool, cfg, dtype)
+  if cfg.pre_logits:
+    # A key of its own, so that the other draws do not depend on the option.
+    params["pre_logits"] = {
+      "kernel": initializers.lecun_normal()(
+        jax.random.fold_in(key_pool, 0), (cfg.width, cfg.width), dtype
+      ),
+      "bias": jnp.zeros((cfg.width,), dtype),
+    }
   if cfg.classes:
     params["head"] = {
       "kernel": jnp.zeros((cfg.width, cfg.classes), dtype),
@@ -117,12 +127,14 @@ def count_params(cfg: ViTConfig, convention: Convention) -> int:
 def _init_embed(key, cfg, dtype):
   key_kernel, key_position = jax.random.split(key)
   position = initializers.normal(cfg.width**-0.5)
-  return {
+  patches = math.prod(cfg.grid)
+  cls = {"cls": jnp.zeros((cfg.width,), dtype)} if cfg.cls else {}
+  return cls | {
     "kernel": initializers.lecun_normal()(
       key_kernel, (cfg.patch_dim, cfg.width), dtype
     ),
     "bias": jnp.zeros((cfg.width,), dtype),
-    "position": position(key_position, (cfg.tokens, cfg.width), dtype),
+    "position": position(key_position, (patches, cfg.width), dtype),
   }
 
 

@@ -8,7 +8,8 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
 
       images[B, H, W, C] -> patches[B, S, P]
 
-  with `S = H/patch * W/patch` and `P = patch * patch * C`. Tokens run in
+  with `S = (H // patch) * (W // patch)` and `P = patch * patch * C`; pixels
+  beyond the last whole patch are left out ("VALID"). Tokens run in
   row-major order over the image, and the numbers of a token in row-major order
   over (row, column, channel) of its patch, so that `patchify(x, p) @ kernel` is
   the strided convolution of big_vision's `models/vit.py` with its kernel
@@ -22,8 +23,7 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
     `[B, S, P]` in the dtype of `images`.
 
   Raises:
-    ValueError: if `images` does not have four dims or `patch` does not divide
-      the height and the width.
+    ValueError: if `images` does not have four dims or is smaller than a patch.
 
   Example:
     >>> import jax.numpy as jnp
@@ -35,11 +35,12 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
       f"images must have 4 dims [B, H, W, C], got images.shape={images.shape}"
     )
   batch, height, width, channels = images.shape
-  if patch < 1 or height % patch or width % patch:
+  if not 1 <= patch <= min(height, width):
     raise ValueError(
-      f"patch must divide the images' height {height} and width {width}, "
-      f"got patch={patch}"
+      f"patch must be at least 1 and fit the images' height {height} and "
+      f"width {width}, got patch={patch}"
     )
   rows, columns = height // patch, width // patch
+  images = images[:, : rows * patch, : columns * patch]
   grid = images.reshape(batch, rows, patch, columns, patch, channels)
   return grid.swapaxes(2, 3).reshape(batch, rows * columns, -1)

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
+from collective_mm.mesh import vary_over, varying_axes
 from models.loss import sigmoid_xent
+from models.param_groups import path_name
 from models.params import init_params
 from models.sharding import param_specs
 from models.vit import ShardedViT
@@ -25,17 +28,22 @@ class TrainState(NamedTuple):
     step: int32 scalar, steps done.
     params: the tree of `models.params.init_params`.
     opt_state: the optimiser's.
+    ema: a moving average of the parameters, the tree of `params`; None if the
+      run keeps none.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
+  ema: dict | None = None
 
 
 def state_shardings(
   cfg: ViTConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """Returns the `NamedSharding` of every leaf of the state.
 
@@ -44,21 +52,25 @@ def state_shardings(
   """
   specs = param_specs(cfg, mesh)
   params = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
+  named = {
+    path: (leaf.shape, spec)
+    for (path, leaf), spec in zip(
+      tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
+    )
+  }
 
-  def place(leaf, spec, param):
-    return spec if leaf.shape == param.shape else jax.P()
+  def place(path, leaf):
+    # State of a parameter stands under its path, whatever wraps the optimiser.
+    for start in range(len(path)):
+      shape, spec = named.get(path[start:], (None, None))
+      if leaf.shape == shape:
+        return spec
+    return jax.P()
 
-  opt_specs = optax.tree_utils.tree_map_params(
-    optimizer,
-    place,
-    jax.eval_shape(optimizer.init, params),
-    specs,
-    params,
-    transform_non_params=lambda _: jax.P(),
-  )
+  opt_specs = tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
   return jax.tree.map(
     lambda spec: jax.NamedSharding(mesh, spec),
-    TrainState(jax.P(), specs, opt_specs),
+    TrainState(jax.P(), specs, opt_specs, specs if ema else None),
   )
 
 
@@ -72,6 +84,8 @@ def init_state(
   cfg: ViTConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """Draws the parameters, each device its own shards.
 
@@ -79,23 +93,53 @@ def init_state(
   """
 
   def make(key):
-    params = init_params(key, cfg)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return _first(init_params(key, cfg), optimizer, ema)
 
-  shardings = state_shardings(cfg, optimizer, mesh)
+  shardings = state_shardings(cfg, optimizer, mesh, ema=ema)
   return jax.jit(make, out_shardings=shardings)(key)
+
+
+def state_from(
+  params: dict,
+  cfg: ViTConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """Returns the first state of a run that starts from given parameters.
+
+  Args:
+    params: the tree of `init_params`, on the mesh or in the host's memory.
+    cfg, optimizer, mesh, ema: as for `init_state`.
+  """
+  shardings = state_shardings(cfg, optimizer, mesh, ema=ema)
+  params = jax.device_put(params, shardings.params)
+  make = jax.jit(
+    lambda params: _first(params, optimizer, ema), out_shardings=shardings
+  )
+  return make(params)
+
+
+def _first(params, optimizer, ema):
+  return TrainState(
+    jnp.int32(0), params, optimizer.init(params), params if ema else None
+  )
 
 
 def abstract_state(
   cfg: ViTConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """Returns what `init_state` would, as shapes with their shardings."""
   shapes = jax.eval_shape(
-    lambda key: init_state(key, cfg, optimizer, mesh), jax.random.key(0)
+    lambda key: _first(init_params(key, cfg), optimizer, ema),
+    jax.random.key(0),
   )
-  return abstract(shapes, state_shardings(cfg, optimizer, mesh))
+  return abstract(shapes, state_shardings(cfg, optimizer, mesh, ema=ema))
 
 
 def abstract_batch(
@@ -135,6 +179,10 @@ def make_train_step(
   schedule: str | tuple[str, str] = "auto",
   compute_dtype: jax.typing.DTypeLike = jnp.float32,
   remat: bool = False,
+  microbatches: int = 1,
+  ema_decay: float | None = None,
+  guard: bool = False,
+  frozen: Callable[[str], bool] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
@@ -150,6 +198,16 @@ def make_train_step(
     schedule: of every ring.
     compute_dtype: of matmul operands and of the tokens between blocks.
     remat: recompute each block in backward instead of saving its inside.
+    microbatches: parts of a device's images that are computed one after the
+      other, in less memory. The gradients are those of the whole batch but for
+      the order of sums. With `remat` a block's weights are gathered once for
+      all parts; without, for each part anew.
+    ema_decay: decay of `state.ema` per step, which begins lower, at
+      `min(ema_decay, (1 + t) / (10 + t))`; None for a state without.
+    guard: leave parameters, moments and average as they were if the loss or
+      the norm of the gradient is not finite.
+    frozen: tells by its path, as "blocks/mlp_in/kernel", whether a parameter
+      gets no gradient.
 
   Returns:
     A function whose metrics are float32 scalars: "loss" in nats per example,
@@ -162,14 +220,38 @@ def make_train_step(
     schedule=schedule,
     compute_dtype=compute_dtype,
     remat=remat,
+    microbatches=microbatches if remat else 1,
   )
+  axes = ("data", "model")
 
-  def loss_of(params, batch):
+  def loss_of(params, batch, kept):
+    if frozen:
+      params = tree_map_with_path(
+        lambda path, p: lax.stop_gradient(p) if frozen(path_name(path)) else p,
+        params,
+      )
     logits, out = vit(params, batch["image"])
     nats = sigmoid_xent(logits, batch["label"])
-    kept = lax.psum(batch["mask"].sum(), ("data", "model"))
-    loss = lax.psum((nats * batch["mask"]).sum(), ("data", "model"))
+    loss = lax.psum((nats * batch["mask"]).sum(), axes)
     return loss / jnp.maximum(kept, 1), out["max_attention_logit"]
+
+  gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+  def accumulated(params, batch, kept):
+    """`gradient` as a sum over parts of this device's examples."""
+    parts = jax.tree.map(
+      lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
+    )
+
+    def add(sums, part):
+      (loss, max_logit), grads = gradient(params, part, kept)
+      return jax.tree.map(jnp.add, sums, (loss, grads)), max_logit
+
+    zeros = jax.tree.map(
+      lambda p: vary_over(jnp.zeros_like(p), varying_axes(p)), params
+    )
+    (loss, grads), max_logits = lax.scan(add, (jnp.float32(0), zeros), parts)
+    return (loss, max_logits.max()), grads
 
   @jax.shard_map(
     mesh=mesh,
@@ -177,15 +259,24 @@ def make_train_step(
     out_specs=(jax.P(), jax.P(), vit.specs),
   )
   def gradients(params, batch):
-    (loss, max_logit), grads = jax.value_and_grad(loss_of, has_aux=True)(
-      params, batch
+    kept = lax.psum(batch["mask"].sum(), axes)
+    by_parts = microbatches > 1 and not remat
+    (loss, max_logit), grads = (accumulated if by_parts else gradient)(
+      params, batch, kept
     )
-    return loss, lax.pmax(max_logit, ("data", "model")), grads
+    return loss, lax.pmax(max_logit, axes), grads
 
   def step(state, batch):
-    return updated(state, optimizer, *gradients(state.params, batch))
+    new, metrics = updated(state, optimizer, *gradients(state.params, batch))
+    if ema_decay is not None:
+      new = new._replace(ema=_averaged(state, new.params, ema_decay))
+    if guard:
+      ok = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
+      kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+      new = kept._replace(step=new.step)
+    return new, metrics
 
-  shardings = state_shardings(cfg, optimizer, mesh)
+  shardings = state_shardings(cfg, optimizer, mesh, ema=ema_decay is not None)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
@@ -204,7 +295,18 @@ def updated(
     "grad_norm": optax.tree.norm(grads),
     "max_attention_logit": max_logit,
   }
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return state._replace(
+    step=state.step + 1, params=params, opt_state=opt_state
+  ), metrics
+
+
+def _averaged(state, params, decay):
+  """The average after a step; TensorFlow's `ExponentialMovingAverage` with
+  `num_updates` starts it as fast."""
+  decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+  return jax.tree.map(
+    lambda old, new: new + decay * (old - new), state.ema, params
+  )
 
 
 def make_eval_step(

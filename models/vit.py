@@ -42,6 +42,8 @@ class ShardedViT:
     compute_dtype: of matmul operands and of the tokens between blocks.
     remat: recompute each block in backward, with weights that are gathered a
       block ahead, instead of saving its inside and its gathered weights.
+    microbatches: parts of this device's images that go through a block one
+      after the other, while it holds the block's weights; only with `remat`.
     tap: called with this device's tokens after the embedding, after each block
       and after the final norm, and with what the pooling's attention gives;
       its results are in the output then.
@@ -56,6 +58,7 @@ class ShardedViT:
     schedule: str | tuple[str, str] = "auto",
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
+    microbatches: int = 1,
     tap: Callable[[jax.Array], jax.Array] | None = None,
   ):
     self.cfg = cfg
@@ -63,6 +66,7 @@ class ShardedViT:
     self.dtype = jnp.dtype(compute_dtype)
     self.by_features = layout == "features"
     self.remat = remat
+    self.microbatches = microbatches
     self.specs = param_specs(cfg, mesh)
     self.model_size = mesh.shape["model"]
     self.data_rings = axis_rings(mesh, "data")
@@ -105,7 +109,9 @@ class ShardedViT:
     if cfg.pool:
       z, taps["pool"] = self._pool(x, params["pool"], specs["pool"])
     else:
-      z = self._mean(x)
+      z = self._first_or_mean(x)
+    if cfg.pre_logits:
+      z = self._pre_logits(z, params["pre_logits"])
     logits = z
     if cfg.classes:
       head = self._kernel(params["head"], specs["head"])
@@ -125,25 +131,37 @@ class ShardedViT:
     """Patches to tokens; the kernel is small and whole on every device."""
     if self.by_features:
       images = all_gather(images, "model", 0)  # [B_d, H, W, C]
-    patches = patchify(images, self.cfg.patch).astype(self.dtype)
-    kernel = self._local(embed["kernel"]).astype(self.dtype)
-    x = jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
+    x = self._patches(embed, images)
     x = x + self._local(embed["bias"]) + self._local(embed["position"])
+    if self.cfg.cls:
+      cls = self._local(embed["cls"])
+      cls = jnp.broadcast_to(cls, (len(x), 1, *cls.shape))
+      x = jnp.concatenate([cls, x], axis=1)
     x = x.reshape(-1, x.shape[-1]).astype(self.dtype)
     return x
+
+  def _patches(self, embed, images):
+    """Patches times their kernel, in float32: -> [B, S, D]."""
+    patches = patchify(images, self.cfg.patch).astype(self.dtype)
+    kernel = self._local(embed["kernel"]).astype(self.dtype)
+    return jnp.matmul(patches, kernel, preferred_element_type=jnp.float32)
 
   def _blocks(self, x, params, specs):
     """All encoder blocks; of each its largest attention logit and its tap."""
     if self.remat:
-      return prefetch_scan(
+      rows, parts = x.shape[0], self.microbatches
+      held = parts > 1
+      x, aux = prefetch_scan(
         self._block,
-        x,
+        x.reshape(parts, -1, x.shape[-1]) if held else x,
         params,
         specs=specs,
         has_aux=True,
         gather_dtype=self.dtype,
+        hold_across_microbatches=held,
         rings=self.data_rings,
       )
+      return x.reshape(rows, -1), aux
     specs = jax.tree.map(lambda spec: jax.P(*spec[1:]), specs)
 
     def block(x, params):
@@ -202,7 +220,7 @@ class ShardedViT:
       for name, x in zip(names, products, strict=True):
         x = x.astype(jnp.float32) + biases[name] if name in biases else x
         if name == "mlp_in":
-          x = jax.nn.gelu(x.astype(jnp.float32), approximate=True)
+          x = self._gelu(x)
         done.append(x.astype(self.dtype))
       return tuple(done)
 
@@ -241,18 +259,26 @@ class ShardedViT:
     z = attended.astype(self.dtype)
     y = layer_norm_features(z, pool["norm"]).astype(self.dtype)
     hidden = self._gather_matmul(y, kernel["mlp_in"], gather_dim=-1)
-    hidden = self._gelu(hidden, pool["mlp_in"])
+    hidden = self._gelu(self._bias(hidden, pool["mlp_in"]))
+    hidden = hidden.astype(self.dtype)
     out = self._matmul_scatter(hidden, kernel["mlp_out"], scatter_dim=-1)
     z = z + out.astype(jnp.float32) + local_features(pool["mlp_out"]["bias"])
     return z, attended
 
-  def _mean(self, x):
-    """The mean token: -> [B_d, D_m] float32."""
-    x = x.reshape(-1, self.cfg.tokens, x.shape[-1])
-    x = x.astype(jnp.float32).mean(axis=1)
+  def _first_or_mean(self, x):
+    """The class token if there is one, else the mean: -> [B_d, D_m] float32."""
+    x = x.reshape(-1, self.cfg.tokens, x.shape[-1]).astype(jnp.float32)
+    x = x[:, 0] if self.cfg.cls else x.mean(axis=1)
     if self.by_features:
       return x
     return lax.all_to_all(x, "model", split_axis=1, concat_axis=0, tiled=True)
+
+  def _pre_logits(self, z, layer):
+    """`tanh(z @ kernel + bias)`, the kernel whole everywhere: -> [B_d, D_m]."""
+    z = all_gather(z.astype(self.dtype), "model", 1)
+    kernel = local_features(layer["kernel"]).astype(self.dtype)
+    z = jnp.matmul(z, kernel, preferred_element_type=jnp.float32)
+    return jnp.tanh(z + local_features(layer["bias"]))
 
   def _kernel(self, layer, specs):
     """A kernel in the compute dtype, gathered over the data axis."""
@@ -278,9 +304,9 @@ class ShardedViT:
       out = out + self._local(layer["bias"])
     return (x + out).astype(x.dtype)
 
-  def _gelu(self, x, layer):
-    hidden = jax.nn.gelu(self._bias(x, layer), approximate=True)
-    return hidden.astype(self.dtype)
+  def _gelu(self, x):
+    x = x.astype(jnp.float32)
+    return jax.nn.gelu(x, approximate=self.cfg.gelu == "tanh")
 
   def _bias(self, x, layer):
     """`x + bias` in float32, where the layer has a bias."""

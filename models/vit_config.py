@@ -1,6 +1,8 @@
 """The ViT family as one table: widths, depths and which block each one uses."""
 
 import dataclasses
+import math
+from typing import Literal
 
 CLASSES_JFT = 29_593  # labels of JFT-4B; big_vision configs/proj/scaling_laws
 
@@ -23,19 +25,26 @@ class ViTConfig:
     classes: `V`, outputs of the classifier; 0 leaves the classifier out.
     image: height and width of the input, in pixels.
     channels: colour channels of the input.
-    patch: height and width of a patch, in pixels.
+    patch: height and width of a patch, in pixels; pixels beyond the last whole
+      patch are left out, as by a convolution without padding.
     parallel: attention and MLP read the same LayerNorm and add up once.
     qk_norm: LayerNorm over the head features of queries and keys.
     attention_bias: biases on q, k, v and on the attention output; a parallel
       block's one output bias is that of its MLP, so it gets none of the latter.
     norm_bias: LayerNorms subtract the mean and add a bias.
-    pool: multi-head attention pooling before the classifier.
+    pool: multi-head attention pooling before the classifier; without it and
+      without `cls`, the classifier sees the mean token.
+    cls: a class token before the patches, which the classifier sees.
+    pre_logits: a dense layer of width `D` and a tanh before the classifier, as
+      in the first ImageNet-21k models (big_vision models/vit.py, `rep_size`).
+    gelu: "tanh", flax's approximation and big_vision's choice, or "exact",
+      timm's.
     head_bias_init: initial classifier bias; -10 starts sigmoid outputs near
       zero (big_vision configs/train_vit_g.py).
 
   Raises:
     ValueError: if a size is not positive, the heads do not divide the width,
-      or the patches do not divide the image.
+      the image is smaller than a patch, or two things are to pool the tokens.
   """
 
   width: int
@@ -51,6 +60,9 @@ class ViTConfig:
   attention_bias: bool = False
   norm_bias: bool = False
   pool: bool = True
+  cls: bool = False
+  pre_logits: bool = False
+  gelu: Literal["tanh", "exact"] = "tanh"
   head_bias_init: float = -10.0
 
   def __post_init__(self):
@@ -66,11 +78,15 @@ class ViTConfig:
         f"heads must divide width: width={self.width} is not a multiple of "
         f"heads={self.heads}"
       )
-    if self.image % self.patch:
+    if self.image < self.patch:
       raise ValueError(
-        f"patch must divide image: image={self.image} is not a multiple of "
+        f"image must be at least one patch: image={self.image}, "
         f"patch={self.patch}"
       )
+    if self.pool and self.cls:
+      raise ValueError("pool and cls must not both be true")
+    if self.gelu not in ("tanh", "exact"):
+      raise ValueError(f"gelu must be 'tanh' or 'exact', got {self.gelu!r}")
 
   @property
   def head_dim(self) -> int:
@@ -78,9 +94,14 @@ class ViTConfig:
     return self.width // self.heads
 
   @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of whole patches of one image."""
+    return (self.image // self.patch, self.image // self.patch)
+
+  @property
   def tokens(self) -> int:
-    """`S`, patches of one image."""
-    return (self.image // self.patch) ** 2
+    """`S`, tokens of one image: its patches, and the class token if any."""
+    return math.prod(self.grid) + self.cls
 
   @property
   def patch_dim(self) -> int:

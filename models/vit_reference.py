@@ -43,7 +43,7 @@ def forward(
 
   and a sequential one `x = x + Attention(norm(x)); x = x + MLP(norm(x))`.
   Attention is `softmax(norm(q) norm(k)^T / sqrt(K)) v`, its norms over the
-  `K = D / H` features of a head, and the MLP has the tanh form of GELU.
+  `K = D / H` features of a head, and the MLP has a GELU.
 
   Operands of matmuls and the tokens between blocks are rounded to
   `compute_dtype`, products with weights to `product_dtype`; norms, softmax,
@@ -86,14 +86,23 @@ def forward(
     block = jax.checkpoint(block)
   patches = patchify(images, cfg.patch).astype(compute_dtype)
   x = _dense(patches, params, "embed", model) + params["embed"]["position"]
+  if cfg.cls:
+    cls = jnp.broadcast_to(params["embed"]["cls"], (len(x), 1, cfg.width))
+    x = jnp.concatenate([cls, x], axis=1)
   x = place("tokens", x.astype(compute_dtype))
   x, max_logits = jax.lax.scan(block, x, params["blocks"])
   x = _norm(x, params["norm"])  # float32 from here on
 
   if cfg.pool:
     pre_logits = _pool(x.astype(compute_dtype), params["pool"], model)
+  elif cfg.cls:
+    pre_logits = x[:, 0]
   else:
     pre_logits = x.mean(axis=1)
+  if cfg.pre_logits:
+    pre_logits = pre_logits.astype(compute_dtype)
+    pre_logits = _dense(pre_logits, params, "pre_logits", model)
+    pre_logits = jnp.tanh(pre_logits.astype(jnp.float32))
   logits = pre_logits
   if cfg.classes:
     logits = _dense(pre_logits.astype(compute_dtype), params, "head", model)
@@ -155,7 +164,8 @@ def _heads(x, cfg):
 def _mlp(y, layers, model, also=None):
   """The MLP, and `also` added to its product."""
   hidden = _dense(y, layers, "mlp_in", model).astype(jnp.float32)
-  hidden = jax.nn.gelu(hidden, approximate=True).astype(y.dtype)
+  hidden = jax.nn.gelu(hidden, approximate=model.cfg.gelu == "tanh")
+  hidden = hidden.astype(y.dtype)
   return _dense(hidden, layers, "mlp_out", model, also)
 
 

@@ -59,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
   )
   add("--mode", choices=MODES, help="of the baseline, instead of every one")
   add("--depth", type=int, help="blocks, for a quick look at fewer")
+  add(
+    "--blocks",
+    action="store_const",
+    const=True,
+    help="the gradients of the blocks alone, for a quick look at the loops",
+  )
   return flags
 
 
@@ -122,7 +128,7 @@ def _program(args: argparse.Namespace, mesh):
     how = {"partitioned_by": "compiler"}
   _needs(args, "op" if args.op else "model", "model" if args.op else "op")
   if args.op:
-    _needs(args, "shape", "batch", "depth")
+    _needs(args, "shape", "batch", "depth", "blocks")
     shape = _numbers(args, "shape", 3)
     method = "compiler" if args.baseline else schedule
     program = aot_programs.op_step(args.op, shape, mesh, method=method)
@@ -132,12 +138,14 @@ def _program(args: argparse.Namespace, mesh):
   cfg = get_config(args.model, **changes)
   what = {"model": args.model, "depth": cfg.depth, "batch": args.batch, **how}
   if args.baseline:
+    _needs(args, "model", "blocks")
     program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
     return what, program
-  program = aot_programs.vit_step(
+  make = aot_programs.vit_blocks if args.blocks else aot_programs.vit_step
+  program = make(
     cfg, mesh, batch=args.batch, layout=args.layout, schedule=schedule
   )
-  return what | {"layout": args.layout}, program
+  return what | {"layout": args.layout, "blocks": bool(args.blocks)}, program
 
 
 def _room(args: argparse.Namespace, mesh) -> dict[str, int]:

@@ -94,7 +94,7 @@ def compile_and_replay(
     devices=places,
     hbm=_memory(compiled.memory_analysis(), peaks.chip_of(devices[0])),
     flops=int(compiled.cost_analysis()["flops"]),
-    replayed=replay(text, devices=places, chip=kind),
+    replayed=replay(text, devices=places, chip=kind, mesh=dict(mesh.shape)),
   )
 
 

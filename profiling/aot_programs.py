@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from collective_mm import make_mesh
 from models import compiler_step, train_step
 from models.optimizer import VIT_22B, make_optimizer
+from models.params import init_params
 from models.sharding import check_mesh
+from models.vit import ShardedViT
 from models.vit_config import ViTConfig
 from profiling import flops, matmul_methods, topology
 
@@ -73,6 +75,67 @@ def vit_step(
     remat=True,
   )
   return _vit_program(step, cfg, optimizer, mesh, batch)
+
+
+def vit_blocks(
+  cfg: ViTConfig,
+  mesh: jax.sharding.Mesh,
+  *,
+  batch: int,
+  layout: str = "tokens",
+  schedule: str | tuple[str, str] = "auto",
+) -> Program:
+  """The gradients of the blocks alone, in bfloat16 with remat.
+
+  What `vit_step` has besides (head, loss, optimiser, metrics) takes most of the
+  time to compile, and the loops are the same without.
+
+  Args:
+    cfg, mesh, batch, layout, schedule: as in `vit_step`; the model is taken
+      without its classifier and pooling head.
+
+  Raises:
+    ValueError: as `vit_step`.
+  """
+  check_mesh(cfg, mesh, batch, layout)
+  cfg = dataclasses.replace(cfg, classes=0, pool=False)
+  vit = ShardedViT(
+    cfg,
+    mesh,
+    layout=layout,
+    schedule=schedule,
+    compute_dtype=jnp.bfloat16,
+    remat=True,
+  )
+  examples = jax.P(("data", "model"))
+
+  def loss(params, images):
+    z = vit(params, images)[0]
+    return jax.lax.psum(jnp.square(z).sum(), ("data", "model"))
+
+  def array(leaf, spec):
+    sharding = jax.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)
+
+  step = jax.shard_map(
+    jax.grad(loss),
+    mesh=mesh,
+    in_specs=(vit.specs, examples),
+    out_specs=vit.specs,
+  )
+  params = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
+  shape = (batch, cfg.image, cfg.image, cfg.channels)
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
+  tokens = batch * cfg.tokens
+  return Program(
+    lowered=jax.jit(step).lower(
+      jax.tree.map(array, params, vit.specs), array(images, examples)
+    ),
+    mesh=mesh,
+    flops=batch * flops.vit_flops_per_image(cfg),
+    model_flops=tokens * flops.vit_flops_per_token(cfg),
+    tokens=tokens,
+  )
 
 
 def compiler_vit_step(

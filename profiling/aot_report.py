@@ -1,10 +1,12 @@
 """What `profiling.aot` says of a program: a dict for JSON, and a summary."""
 
+import dataclasses
 import math
 
 from profiling import flops
 from profiling.aot_compile import Compiled, DoesNotFit, gib
 from profiling.aot_programs import Program
+from profiling.axis_waits import Stretch
 
 
 def describe(program: Program, compiled: Compiled) -> dict:
@@ -35,6 +37,8 @@ def describe(program: Program, compiled: Compiled) -> dict:
       "compute_s": run.compute_s,
       "guessed_s": run.guessed_s,
       "exposed_s": run.exposed_s,
+      "exposed_by_axes_s": run.exposed_by_axes_s,
+      "stretches": [dataclasses.asdict(s) for s in run.stretches],
       "exposed_communication_s": run.exposed_communication_s,
       "exposed_communication_share": run.exposed_fraction,
       "mfu": rates.mfu,
@@ -105,7 +109,12 @@ def summary(report: dict) -> str:
       f"({held})",
       f"simulated step: {step:.4g} s: {', '.join(parts)}; waits for "
       f"{', '.join(waits) or 'nothing'}",
-      f"exposed communication: {share(run['exposed_communication_s'])}",
+      f"exposed communication: {share(run['exposed_communication_s'])}"
+      + "".join(
+        f", over {axes} {share(s)}"
+        for axes, s in run["exposed_by_axes_s"].items()
+      ),
+      *(str(Stretch(**s)) for s in run["stretches"]),
       f"MFU {run['mfu']:.2%} ({run['mfu_note']}); tokens/s: "
       f"{run['tokens_per_s_per_chip']:,.0f} per chip, "
       f"{run['tokens_per_s_per_tensor_core']:,.0f} per TensorCore",

@@ -6,6 +6,7 @@ Appendix B).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -68,7 +69,7 @@ def vit_flops_per_image(cfg: ViTConfig) -> int:
   MLP) and classifier.
   """
   tokens, width = cfg.tokens, cfg.width
-  embed = tokens * cfg.patch_dim * width
+  embed = math.prod(cfg.grid) * cfg.patch_dim * width
   scores_and_values = 2 * tokens * tokens * width
   blocks = cfg.depth * (tokens * _block_weights(cfg) + scores_and_values)
   pool = 0
@@ -77,7 +78,7 @@ def vit_flops_per_image(cfg: ViTConfig) -> int:
     key_and_value = 2 * tokens * width**2
     mlp = 2 * width * cfg.mlp
     pool = query_and_out + key_and_value + 2 * tokens * width + mlp
-  classifier = width * cfg.classes
+  classifier = width * cfg.classes + cfg.pre_logits * width**2
   return _TRAINING_FLOPS_PER_MAC * (embed + blocks + pool + classifier)
 
 

@@ -9,6 +9,7 @@ import argparse
 import collections
 import json
 import logging
+import math
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from collective_mm import hlo
 from collective_mm.chips import ChipLink, timed_chip
 from collective_mm.walk import Span, Walk
-from profiling import peaks, slice_costs
+from profiling import axis_waits, peaks, slice_costs
 from profiling.replayed import Event, Line
 from profiling.replayed import Replay as Replay
 from profiling.torus import Torus, torus_of
@@ -28,6 +29,7 @@ def replay(
   devices: list[list[int]],
   chip: str,
   torus_shape: tuple[int, ...] | None = None,
+  mesh: dict[str, int] | None = None,
 ) -> Replay:
   """Simulates one step of the scheduled module `text`.
 
@@ -37,13 +39,19 @@ def replay(
     chip: the chip's short name ("v4") or its `device_kind` ("TPU v4").
     torus_shape: chips along each dim of the slice; the box around `devices` if
       not given.
+    mesh: the size of each mesh axis, partitions numbered in its order, to tell
+      for which axes the step waits.
 
   Raises:
-    ValueError: if `text` is not scheduled HLO of `len(devices)` partitions, the
-      chip has no published clock or links, a custom call has no known cost or a
-      loop no constant trip count.
+    ValueError: if `text` is not scheduled HLO of `len(devices)` partitions,
+      `mesh` does not have as many, the chip has no published clock or links, a
+      custom call has no known cost or a loop no constant trip count.
   """
   module = hlo.parse(text)
+  if mesh is not None and math.prod(mesh.values()) != module.partitions:
+    raise ValueError(
+      f"mesh must have the module's {module.partitions} devices, got {mesh}"
+    )
   link = timed_chip(chip)
   torus, places = _slice(module.partitions, devices, link, torus_shape)
   costs = slice_costs.SliceCosts(peaks.CHIPS[link.kind], torus, places)
@@ -54,7 +62,7 @@ def replay(
       f"cost_estimate), got {len(unknown)} without: {', '.join(unknown[:10])}"
     )
   walk = Walk(module, costs)
-  return _result(module, walk, costs, link.name, devices)
+  return _result(module, walk, costs, link.name, devices, mesh)
 
 
 def _slice(
@@ -87,6 +95,7 @@ def _result(
   costs: slice_costs.SliceCosts,
   chip: str,
   devices: list[list[int]],
+  mesh: dict[str, int] | None,
 ) -> Replay:
   compute, exposed = collections.Counter(), collections.Counter()
   seconds, runs = collections.Counter(), collections.Counter()
@@ -124,6 +133,7 @@ def _result(
     chip=chip,
     torus=costs.torus,
     devices=tuple(tuple(device) for device in devices),
+    stretches=() if mesh is None else axis_waits.stretches(walk, costs, mesh),
   )
 
 
@@ -141,7 +151,7 @@ def _event(
     source=module.source(span.line),
     runs=span.runs,
     trips=span.trips,
-    links=costs.directions(span.transfer) if span.transfer else (),
+    links=costs.directions(span.transfer) if moves and span.transfer else (),
   )
 
 
@@ -156,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--chip", required=True, help="such as v4 or v5e")
   parser.add_argument(
+    "--mesh", help="devices on data,model, to tell for which axes it waits"
+  )
+  parser.add_argument(
     "--lines", type=int, default=10, help="costliest lines of each loop body"
   )
   parser.add_argument("--trace", help="write a trace for ui.perfetto.dev here")
@@ -167,7 +180,12 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     with open(args.text) as text, open(args.devices) as devices:
-      result = replay(text.read(), devices=json.load(devices), chip=args.chip)
+      result = replay(
+        text.read(),
+        devices=json.load(devices),
+        chip=args.chip,
+        mesh=_mesh(args.mesh),
+      )
     _export(result, args)
   except (OSError, ValueError) as e:
     print(f"{parser.prog}: {e}", file=sys.stderr)
@@ -181,6 +199,17 @@ def main(argv: list[str] | None = None) -> int:
         f"{line.name:40s} {line.op_name} {line.source}"
       )
   return 0
+
+
+def _mesh(text: str | None) -> dict[str, int] | None:
+  if text is None:
+    return None
+  sizes = text.split(",")
+  if len(sizes) != 2 or not all(n.isdecimal() for n in sizes):
+    raise ValueError(
+      f"--mesh must be 2 whole numbers, data,model, got {text!r}"
+    )
+  return dict(zip(("data", "model"), map(int, sizes), strict=True))
 
 
 def _export(result: Replay, args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 
+from profiling.axis_waits import Stretch, waits_by_axes
 from profiling.torus import Torus
 
 
@@ -77,6 +78,8 @@ class Replay:
     chip: short name of the chip.
     torus: the slice.
     devices: `(x, y, z, core)` of each device in partition order.
+    stretches: each loop body, branch and the entry by mesh axes; empty where
+      the mesh was not given.
   """
 
   step_time_s: float
@@ -88,6 +91,7 @@ class Replay:
   chip: str
   torus: Torus
   devices: tuple[tuple[int, ...], ...]
+  stretches: tuple[Stretch, ...] = ()
 
   @property
   def exposed_communication_s(self) -> float:
@@ -98,6 +102,11 @@ class Replay:
   def exposed_fraction(self) -> float:
     """The share of the step that is exposed communication."""
     return self.exposed_communication_s / (self.step_time_s or 1.0)
+
+  @property
+  def exposed_by_axes_s(self) -> dict[str, float]:
+    """Seconds waited for others, by the mesh axes that join them."""
+    return waits_by_axes(self.stretches)
 
   def costliest(self, n: int = 10) -> dict[str, list[Line]]:
     """The `n` costliest lines of each loop body, branch and the entry."""
@@ -111,8 +120,11 @@ class Replay:
     rows = [("simulated step", self.step_time_s)]
     rows += [(f"compute: {kind}", s) for kind, s in self.compute_s.items()]
     rows += [(f"waits: {kind}", s) for kind, s in self.exposed_s.items()]
+    waits = self.exposed_by_axes_s
+    rows += [(f"waits over {axes}", s) for axes, s in waits.items()]
     text = "\n".join(f"{name:32s}{s * 1e3:12.3f} ms" for name, s in rows)
     return (
       f"{text}\nexposed communication: {100 * self.exposed_fraction:.2f} % of "
       f"the step; guessed from bytes: {self.guessed_s * 1e3:.3f} ms"
+      + "".join(f"\n{stretch}" for stretch in self.stretches)
     )

@@ -86,6 +86,13 @@ class SliceCosts:
     ways = np.unique(self.torus.link_dims()[links] * 2 + links % 2)
     return tuple("xyz"[way // 2] + "+-"[way % 2] for way in ways.tolist())
 
+  def loads(self, transfer: Transfer) -> np.ndarray:
+    """Seconds for which `transfer` alone keeps each directed link busy."""
+    seconds, links, share = self._use(transfer)
+    busy = np.zeros(self.torus.links)
+    busy[links] = seconds * share
+    return busy
+
   def _use(self, transfer: Transfer) -> tuple[float, np.ndarray, np.ndarray]:
     """Seconds alone, the directed links and the part of each that is used."""
     members = transfer.groups if transfer.pairs is None else transfer.pairs

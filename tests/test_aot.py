@@ -59,6 +59,9 @@ def test_the_report_is_the_replay_of_the_dump(tiny, capsys):
   got = report["simulated"]
   assert got["step_time_s"] == again.step_time_s > 0
   assert got["exposed_s"] == again.exposed_s
+  assert sum(got["exposed_by_axes_s"].values()) == pytest.approx(
+    got["exposed_communication_s"]
+  )
   parts = sum(got["compute_s"].values()) + sum(got["exposed_s"].values())
   assert parts == pytest.approx(got["step_time_s"])
   tokens = 16 * get_config("vit_tiny").tokens
@@ -181,6 +184,25 @@ def test_bad_requests_get_one_line(tmp_path, capsys, given, changes, message):
   assert out == ""
   assert err.startswith("python -m profiling.aot: ") and err.count("\n") == 1
   assert re.search(message, err), err
+
+
+@pytest.mark.tpu_compiler
+def test_the_blocks_alone(tiny, tmp_path, capsys):
+  assert aot.main([*flags(tmp_path, TINY), "--blocks"]) == 0
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert report["blocks"] and not tiny[1]["blocks"]
+  alone, whole = (r["simulated"]["stretches"] for r in (report, tiny[1]))
+  # Two blocks leave no loop; what is joined over data is there all the same.
+  assert {a for s in alone for a in s["sends_s"]} >= {"data", "model"}
+  assert {a for s in whole for a in s["sends_s"]} >= {"data", "model"}
+  assert (
+    report["simulated"]["step_time_s"] < tiny[1]["simulated"]["step_time_s"]
+  )
+  capsys.readouterr()
+  folder = str(tmp_path)
+  for given in (flags(folder, TINY, baseline="compiler"), flags(folder, OP)):
+    assert aot.main([*given, "--blocks"]) == 2
+    assert "--blocks must not be given beside" in capsys.readouterr().err
 
 
 def test_without_libtpu(tmp_path, capsys, monkeypatch):

@@ -78,9 +78,17 @@ def test_vit_tiny_by_hand():
   assert flops.vit_flops_per_image(get_config("vit_tiny")) == 6 * macs
 
 
-@pytest.mark.parametrize("name", ["vit_tiny", "vit_b", "vit_22b"])
-def test_an_image_is_three_times_the_products_of_the_model(name):
-  cfg = get_config(name)
+@pytest.mark.parametrize(
+  ("name", "changes"),
+  [
+    ("vit_tiny", {}),
+    ("vit_b", {}),
+    ("vit_b", {"pool": False, "cls": True, "pre_logits": True}),
+    ("vit_22b", {"image": 384}),
+  ],
+)
+def test_an_image_is_three_times_the_products_of_the_model(name, changes):
+  cfg = get_config(name, **changes)
   weights = jax.eval_shape(lambda: params.init_params(jax.random.key(0), cfg))
   images = jax.ShapeDtypeStruct(
     (1, cfg.image, cfg.image, cfg.channels), "float32"

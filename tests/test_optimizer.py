@@ -8,8 +8,8 @@ from models.optimizer import (
   OptimizerConfig,
   body_mask,
   head_mask,
+  learning_rate,
   make_optimizer,
-  rsqrt_schedule,
 )
 from models.params import init_params
 from models.vit_config import get_config
@@ -54,19 +54,19 @@ def one_step(config, params, grads):
   ],
 )
 def test_schedule_of_vit_22b(step, expected):
-  schedule = rsqrt_schedule(OptimizerConfig())
+  schedule = learning_rate(OptimizerConfig())
   # Four digits are given.
   assert float(schedule(step)) == pytest.approx(expected, rel=5e-4)
   assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=5e-4)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():
-  assert float(rsqrt_schedule(CONSTANT)(0)) == pytest.approx(0.1)
+  assert float(learning_rate(CONSTANT)(0)) == pytest.approx(0.1)
 
 
 def test_timescale_longer_than_the_warmup_keeps_the_peak():
   config = OptimizerConfig(warmup_steps=1_000, timescale=10_000)
-  schedule = rsqrt_schedule(config)
+  schedule = learning_rate(config)
   assert float(schedule(1_000)) == pytest.approx(1e-3)
   # Decay counts from the warm-up's end: sqrt(10k / (10k + 10k)).
   assert float(schedule(11_000)) == pytest.approx(1e-3 / 2**0.5)
@@ -76,8 +76,8 @@ def test_stretched_keeps_the_shape_of_the_schedule():
   whole, short = OptimizerConfig(), OptimizerConfig().stretched(1_770)
   assert (short.warmup_steps, short.cooldown_steps) == (100, 300)
   for step in (50, 100, 900, 1_600):
-    assert float(rsqrt_schedule(short)(step)) == pytest.approx(
-      float(rsqrt_schedule(whole)(100 * step)), rel=1e-5
+    assert float(learning_rate(short)(step)) == pytest.approx(
+      float(learning_rate(whole)(100 * step)), rel=1e-5
     )
 
 
@@ -227,7 +227,8 @@ def test_it_minimises_a_quadratic(kind):
       {"total_steps": 39_999},
       "at most total_steps=39999, got 10000 [+] 30000",
     ),
-    ({"kind": "sgd"}, "kind must be 'adam' or 'adafactor', got 'sgd'"),
+    ({"kind": "lion"}, "kind must be one of adam, adafactor, sgd, got 'lion'"),
+    ({"schedule": "line"}, "schedule must be one of rsqrt, cosine, "),
   ],
 )
 def test_bad_configs_are_refused(changes, message):

@@ -37,8 +37,15 @@ def test_dtype_is_kept():
   assert patchify(jnp.zeros((1, 4, 4, 1), jnp.uint8), 4).dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("patch", [3, 0, -2, 12])
-def test_patches_that_do_not_divide_are_refused(patch):
+def test_pixels_beyond_the_last_whole_patch_are_left_out():
+  images = np.random.default_rng(0).normal(size=(1, 11, 9, 2))
+  np.testing.assert_array_equal(
+    patchify(images, 4), patchify(images[:, :8, :8], 4)
+  )
+
+
+@pytest.mark.parametrize("patch", [0, -2, 7, 12])
+def test_patches_that_do_not_fit_are_refused(patch):
   with pytest.raises(
     ValueError, match=rf"height 8 and width 6, got patch={patch}"
   ):

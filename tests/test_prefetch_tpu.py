@@ -1,35 +1,50 @@
 """What the TPU compiler makes of a prefetched stack, without a TPU."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from collective_mm import gate, make_mesh, overlap_report, prefetch_scan
+from collective_mm import (
+  gate,
+  make_mesh,
+  overlap_report,
+  prefetch_gate,
+  prefetch_scan,
+)
 from collective_mm.placement import axis_rings
-from profiling import topology
+from models.vit_config import get_config
+from profiling import aot_programs, topology
+from profiling.replay import replay
 
 P = jax.P
-LENGTH, WIDTH, HIDDEN = 6, 4096, 16384
 SPECS = {
   "up": P(None, "data", "model"),
   "down": P(None, ("model", "data"), None),
 }
 
 
-def compiled_stack(name, model, rows):
+def compiled_stack(
+  name, rows, *, width=4096, length=6, backend="auto", options=None
+):
   """The gradients of a stack of MLPs, `rows` tokens a chip."""
   pytest.importorskip("libtpu")
   devices = topology.devices(name)
-  mesh = make_mesh(data=len(devices) // model, model=model, devices=devices)
+  mesh = make_mesh(data=len(devices), model=1, devices=devices)
   x_spec = P("data")
 
   def layer(w, x):
-    y = jax.nn.gelu(x @ w["up"]) @ w["down"]
-    return x + (jax.lax.psum(y, "model") if model > 1 else y)
+    return x + jax.nn.gelu(x @ w["up"]) @ w["down"]
 
   def loss(params, x):
     y = prefetch_scan(
-      layer, x, params, specs=SPECS, rings=axis_rings(mesh, "data")
+      layer,
+      x,
+      params,
+      specs=SPECS,
+      rings=axis_rings(mesh, "data"),
+      backend=backend,
     )
     return jnp.square(y.astype(jnp.float32)).sum()
 
@@ -45,17 +60,18 @@ def compiled_stack(name, model, rows):
     sharding = jax.NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  shapes = {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
+  shapes = {"up": (width, 4 * width), "down": (4 * width, width)}
   params = {
-    k: array((LENGTH, *s), SPECS[k], jnp.float32) for k, s in shapes.items()
+    k: array((length, *s), SPECS[k], jnp.float32) for k, s in shapes.items()
   }
-  x = array((rows * len(devices) // model, WIDTH), x_spec, jnp.bfloat16)
-  options = gate.compiler_options(name.partition(":")[0], prefetch=True)
+  x = array((rows * len(devices), width), x_spec, jnp.bfloat16)
+  if options is None:
+    options = gate.compiler_options(name.partition(":")[0], prefetch=True)
   return jax.jit(mapped).lower(params, x).compile(compiler_options=options)
 
 
 def check(name, rows):
-  report = overlap_report(compiled_stack(name, 1, rows))
+  report = overlap_report(compiled_stack(name, rows))
   in_loops = [c for c in report.collectives if c.runs > 1]
   kinds = {c.kind for c in in_loops}
   # A reduction has no blocking form, nor does a gather become an all-reduce.
@@ -83,3 +99,98 @@ def test_reductions_hide_behind_the_next_layer():
 )
 def test_reductions_hide_on_larger_slices(name):
   check(name, 16384)
+
+
+def held_at_most(weights, rings):
+  """Bytes of weights and gradients that a stack may hold, beside its layers'.
+
+  Args:
+    weights: bytes of a layer's gathered weights in bfloat16.
+    rings: of the axis, outermost first.
+  """
+  held = 2 * weights  # gathered
+  held += 2 * weights  # whole gradients
+  # Then a ring after the other leaves 1 / f of them, in float32: what it takes
+  # and what it makes, its shares cut out and those that arrive.
+  size = weights
+  for i, f in enumerate(rings):
+    held += 2 * size * (f - 1) // f
+    size = 2 * weights // math.prod(rings[: i + 1])
+    held += 2 * size
+  return held
+
+
+def temporaries(compiled):
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.tpu_compiler
+def test_a_stack_holds_two_layers_of_weights_and_two_of_gradients():
+  width, length, rows = 2048, 12, 64
+  compiled = compiled_stack("v4:2x2x2", rows, width=width, length=length)
+  weights = 2 * width * 4 * width * 2
+  carry = rows * width * 2
+  # The weights of all layers are rounded to bfloat16 before they travel.
+  bound = held_at_most(weights, (2, 2, 2))
+  bound += length * (carry + weights // 8) + 16 * carry
+  assert temporaries(compiled) < bound
+  assert bound < length * weights  # were all kept, they alone would not fit
+
+
+def compiled_blocks(depth):
+  """The gradients of ViT-22B's blocks, one image a chip."""
+  pytest.importorskip("libtpu")
+  cfg = get_config("vit_22b", depth=depth)
+  mesh = aot_programs.mesh_on("v4:2x2x2", 8, 1)
+  program = aot_programs.vit_blocks(cfg, mesh, batch=8)
+  options = gate.compiler_options("v4", prefetch=True)
+  return cfg, program.lowered.compile(compiler_options=options)
+
+
+@pytest.mark.long
+@pytest.mark.tpu_compiler
+def test_vit_22b_holds_two_layers_of_weights_and_two_of_gradients():
+  cfg, six = compiled_blocks(6)
+  _, eight = compiled_blocks(8)
+  weights = (4 * cfg.width + 2 * cfg.mlp) * cfg.width * 2
+  carry = cfg.tokens * cfg.width * 2
+  # A layer more is its carry and its shards in bfloat16; its gradients are
+  # among the outputs.
+  more = (temporaries(eight) - temporaries(six)) / 2
+  assert carry + weights / 8 <= more < carry + weights / 8 + 0.01 * weights
+  hidden = cfg.tokens * cfg.mlp * 4
+  bound = held_at_most(weights, (2, 2, 2)) + 16 * hidden
+  assert temporaries(six) - 6 * more < bound
+
+
+@pytest.mark.long
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  ("name", "rows"), [("v4:2x2x2", 8192), ("v6e:2x4", 16384)]
+)
+def test_auto_takes_what_replays_faster_where_gathers_may_block(name, rows):
+  chip, width = name.partition(":")[0], 2048
+  options = gate.compiler_options(chip, prefetch=True)
+  # Newer compilers refuse it (`gate.fuses_gathers`).
+  options.pop("xla_tpu_enable_async_collective_fusion_fuse_all_gather")
+  places = topology.coordinates(
+    list(
+      make_mesh(data=8, model=1, devices=topology.devices(name)).devices.flat
+    )
+  )
+  seconds = {}
+  for backend in ("native", "ring"):
+    compiled = compiled_stack(
+      name, rows, width=width, length=8, backend=(backend, "ring"),
+      options=options,
+    )  # fmt: skip
+    run = replay(compiled.as_text(), devices=places, chip=chip)
+    seconds[backend] = run.step_time_s
+  print({b: f"{1e3 * s:.1f} ms" for b, s in seconds.items()})
+  chosen = prefetch_gate.explain(
+    nbytes=2 * width * 4 * width * 2,
+    rings=(2, 2, 2),
+    chip=chip,
+    libtpu="0.0.50.1",
+  )
+  assert seconds[chosen.gathers] == min(seconds.values())

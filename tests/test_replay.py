@@ -124,6 +124,11 @@ def test_the_command(tmp_path, capsys):
   out = capsys.readouterr().out
   assert f"{run().step_time_s * 1e3:.3f} ms" in out
   assert "jit(f)/ring/dot_general" in out
+  assert "waits over" not in out
+  assert replay.main([*args, "--mesh", "1,4"]) == 0
+  assert "waits over model" in capsys.readouterr().out
+  assert replay.main([*args, "--mesh", "4"]) == 2
+  assert "--mesh must be 2 whole numbers" in capsys.readouterr().err
   text.write_text("nothing")
   assert replay.main(args) == 2
   err = capsys.readouterr().err

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 
 import jax
@@ -26,6 +27,20 @@ CONFIGS = {
     CFG, parallel=False, qk_norm=False, attention_bias=True, norm_bias=True
   ),
   "no_pool": dataclasses.replace(CFG, pool=False, attention_bias=True),
+  # What public weights have and ViT-22B has not, in an image of ten pixels of
+  # which patches of four leave two.
+  "public": dataclasses.replace(
+    CFG,
+    image=10,
+    parallel=False,
+    qk_norm=False,
+    attention_bias=True,
+    norm_bias=True,
+    pool=False,
+    cls=True,
+    pre_logits=True,
+    gelu="exact",
+  ),
   "no_head": dataclasses.replace(CFG, classes=0, norm_bias=True),
 }
 
@@ -77,6 +92,7 @@ def assert_close(got, want, tol):
     ("no_pool", 2, 4, "tokens"),
     ("no_pool", 2, 4, "features"),
     ("no_head", 4, 2, "tokens"),
+    ("public", 2, 4, "tokens"),
   ],
 )
 def test_equals_the_twin(name, data, model, layout):
@@ -86,6 +102,27 @@ def test_equals_the_twin(name, data, model, layout):
   run = jax.jit(sharded(cfg, data, model, layout=layout))
   # Values of order one, float32 rounding of 6e-8, some tens of operations.
   assert_close(run(params, images), want, tol=5e-6)
+
+
+def test_gradients_of_a_public_model_equal_the_twins():
+  cfg = CONFIGS["public"]
+  params, images = some_params(cfg), some_images(cfg)
+  run = sharded(cfg, 2, 4, layout="features")
+
+  def loss_and_logits(model, params):
+    logits, _ = model(params, images)
+    return jnp.square(logits).sum() / BATCH, logits
+
+  def of(model):
+    step = functools.partial(loss_and_logits, model)
+    return jax.jit(jax.value_and_grad(step, has_aux=True))(params)
+
+  (_, want), want_grads = of(lambda p, x: forward(p, x, cfg))
+  (_, got), got_grads = of(run)
+  assert_close(got, want, tol=5e-6)
+  # Gradients of order ten go through twice the operations.
+  assert_close(got_grads, want_grads, tol=1e-4)
+  assert float(jnp.abs(got_grads["embed"]["cls"]).max()) > 1e-3
 
 
 def test_bfloat16_is_as_near_float32_as_the_twin():

@@ -57,7 +57,9 @@ def test_config_is_frozen_and_hashable():
   ("changes", "message"),
   [
     ({"heads": 5}, "width=12 is not a multiple of heads=5"),
-    ({"image": 10}, "image=10 is not a multiple of patch=4"),
+    ({"image": 3}, "at least one patch: image=3, patch=4"),
+    ({"cls": True}, "pool and cls must not both be true"),
+    ({"gelu": "quick"}, "gelu must be 'tanh' or 'exact', got 'quick'"),
     ({"depth": 0}, "depth must be at least 1, got 0"),
     ({"heads": 0}, "heads must be at least 1, got 0"),
     ({"patch": -4}, "patch must be at least 1, got -4"),
@@ -69,9 +71,19 @@ def test_impossible_sizes_are_refused(changes, message):
     ViTConfig(**{**SMALL, **changes})
 
 
+@pytest.mark.parametrize(
+  ("image", "side"), [(384, 27), (288, 20), (504, 36), (518, 37), (560, 40)]
+)
+def test_pixels_that_fill_no_patch_make_no_token(image, side):
+  cfg = get_config("vit_22b", image=image)
+  assert (cfg.grid, cfg.tokens) == ((side, side), side**2)
+  with_cls = dataclasses.replace(cfg, pool=False, cls=True)
+  assert with_cls.tokens == side**2 + 1
+
+
 def test_a_changed_variant_is_checked_too():
-  with pytest.raises(ValueError, match="image=384 is not a multiple of patch"):
-    get_config("vit_22b", image=384)
+  with pytest.raises(ValueError, match="image=13, patch=14"):
+    get_config("vit_22b", image=13)
 
 
 def test_unknown_variant_lists_the_known_ones():

@@ -6,10 +6,12 @@ to RGB by the plain formula, without its colour profile.
 """
 
 import io
+import math
 import struct
 import zlib
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image
 
 from examples.data.skipped import BadImage
@@ -18,15 +20,6 @@ _FORMATS = ("JPEG", "PNG")
 _MODES = {1: "L", 3: "RGB"}
 _16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _KNOWN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", *_16_BIT)
-_TRANSPOSE = {  # EXIF orientation: what makes the image upright
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 # What Pillow's readers raise on files that are broken or made to do harm.
 _BROKEN = (
   OSError,
@@ -54,51 +47,101 @@ class Encoded:
   """
 
   def __init__(self, data: bytes, name: str):
-    self._name = name
-    try:
-      self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
-      orientation = self._image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _BROKEN as error:
-      raise BadImage(name, _reason(error, data)) from error
-    self._transpose = _TRANSPOSE.get(orientation)
-    if self._image.mode not in _KNOWN:
-      raise BadImage(name, f"cannot convert Pillow's mode {self._image.mode}")
-    self.size = self._upright(self._image.size)
+    self._data, self._name = data, name
+    self._orientation = 1
+    size = _plain_jpeg(data)
+    self._is_jpeg = size is not None
+    if size is None:
+      image = self._open()
+      size = image.size
+      self._is_jpeg = image.format != "PNG" and image.mode in ("L", "RGB")
+      orientation = image.getexif().get(ExifTags.Base.Orientation)
+      if orientation in range(2, 9):
+        self._orientation = orientation
+    self._stored = size
+    self.size = size[::-1] if self._orientation >= 5 else size
 
-  def decode(self, channels: int, smallest: float = 1.0) -> Image.Image:
-    """Returns the image, upright, in mode L or RGB.
+  def decode(self, channels: int, smallest: float = 1.0) -> np.ndarray:
+    """Returns the image, upright: uint8 `[H, W, channels]`.
 
     Args:
       channels: 1 or 3.
-      smallest: share of its size at which the image would still do. A JPEG is
-        then decoded at 1/2, 1/4 or 1/8 if that is no smaller, which leaves out
-        its highest frequencies and takes a fraction of the time.
+      smallest: share of its size at which the image would still do. If that is
+        half or less, a JPEG is decoded at the next multiple of 1/8, which
+        leaves out its highest frequencies and takes a fraction of the time.
 
     Raises:
       BadImage: if the file is truncated or broken.
     """
-    image = self._image
-    try:
-      if smallest < 0.5:
-        image.draft(
-          None, tuple(max(1, int(n * smallest) + 1) for n in image.size)
-        )
-      image.load()
-      image = _converted(image, _MODES[channels])
-    except _BROKEN as error:
-      raise BadImage(self._name, _reason(error)) from error
-    return (
-      image if self._transpose is None else image.transpose(self._transpose)
-    )
+    pixels = self._fast(channels, smallest) if self._is_jpeg else None
+    if pixels is None:
+      pixels = self._by_pillow(_MODES[channels])
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    return _upright(pixels, self._orientation)
 
-  def _upright(self, size):
-    turned = self._transpose in (
-      Image.Transpose.TRANSPOSE,
-      Image.Transpose.ROTATE_270,
-      Image.Transpose.TRANSVERSE,
-      Image.Transpose.ROTATE_90,
-    )
-    return size[::-1] if turned else size
+  def _fast(self, channels, smallest):
+    """Decodes a flawless JPEG in two thirds of Pillow's time, others not.
+
+    Pillow then says what is wrong, or that nothing is: junk between its parts.
+    """
+    width, height = self._stored if smallest <= 0.5 else (0, 0)
+    try:
+      return simplejpeg.decode_jpeg(
+        self._data,
+        {1: "GRAY", 3: "RGB"}[channels],
+        min_width=math.ceil(width * smallest),
+        min_height=math.ceil(height * smallest),
+      )
+    except ValueError:
+      return None
+
+  def _by_pillow(self, mode):
+    try:
+      return np.asarray(_converted(self._open(), mode))
+    except _BROKEN as error:
+      raise BadImage(self._name, f"cannot be decoded: {error}") from error
+
+  def _open(self):
+    """Reads the header by Pillow."""
+    if not self._data:
+      raise BadImage(self._name, "the file is empty")
+    try:
+      image = Image.open(io.BytesIO(self._data), formats=_FORMATS)
+      image.getexif()
+    except Image.UnidentifiedImageError as error:
+      raise BadImage(self._name, "not a JPEG or PNG file") from error
+    except _BROKEN as error:
+      raise BadImage(self._name, f"cannot be decoded: {error}") from error
+    if image.mode not in _KNOWN:
+      raise BadImage(self._name, f"cannot convert Pillow's mode {image.mode}")
+    return image
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+  """(width, height) of a JPEG without EXIF; None for what needs a look."""
+  if data[:2] != b"\xff\xd8":
+    return None
+  at = 2  # the segments of applications come first: EXIF's is APP1
+  while data[at : at + 1] == b"\xff" and data[at + 1] >= 0xE0:
+    if data[at + 1] == 0xE1:
+      return None
+    at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+  try:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  return (width, height) if colours in ("Gray", "YCbCr") else None
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+  """Undoes an EXIF orientation, which says where row 0 and column 0 belong."""
+  if orientation >= 5:
+    pixels = pixels.swapaxes(0, 1)
+  if orientation in (3, 4, 7, 8):
+    pixels = pixels[::-1]
+  if orientation in (2, 3, 6, 7):
+    pixels = pixels[:, ::-1]
+  return pixels
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -109,11 +152,3 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
   return image if image.mode == mode else image.convert(mode)
-
-
-def _reason(error: Exception, data: bytes | None = None) -> str:
-  if data is not None and not data:
-    return "the file is empty"
-  if isinstance(error, Image.UnidentifiedImageError):
-    return "not a JPEG or PNG file"
-  return f"cannot be decoded: {error}"

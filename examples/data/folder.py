@@ -40,8 +40,10 @@ class Folder(EncodedSource):
 
   def read(self, index: int) -> dict:
     name = self._files[index]
+    with open(f"{self._root}/{name}", "rb") as file:
+      data = file.read()
     return {
-      "image": (self._root / name).read_bytes(),
+      "image": data,
       "label": self._labels[index],
       "id": name,
     }

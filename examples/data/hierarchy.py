@@ -38,7 +38,8 @@ def read(folder: Path) -> dict[str, list[str]]:
   path = folder / "hierarchy.csv"
   parents = {}
   if path.exists():
-    for number, row in enumerate(csv.reader(path.open(newline="")), start=1):
+    lines = csv.reader(path.read_text().splitlines())
+    for number, row in enumerate(lines, start=1):
       if len(row) != 2:
         raise ValueError(
           f"{path} line {number} must be child,parent, got {','.join(row)!r}"

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from examples.data import mixup
-from examples.data.crops import central_box, cut, inception_box
+from examples.data.crops import central_box, cut, flipped, inception_box
 from examples.data.skipped import BadImage, Skipped
 from examples.data.source import Source
 from models.vit_config import ViTConfig
@@ -80,7 +80,8 @@ def train_batches(
     augment: None for the paper's; not used if the source has a `view`, but for
       mixup.
     rows: which rows of a batch to make (`feed.host_rows`); None for all.
-    skipped: counts images left out, and says when they are too many.
+    skipped: counts images left out, and says when they are too many; None
+      allows ten.
 
   Returns:
     Items `{"image": [B, H, W, C], "label": [B, V], "mask": [B]}`, all float32:
@@ -96,7 +97,7 @@ def train_batches(
   rows = range(batch) if rows is None else rows
   if augment.mixup:
     mixup.check_pairs(rows)
-  read = _reader(source, cfg, skipped or Skipped(), _crop_at_random(augment))
+  read = _reader(source, cfg, skipped, _crop_at_random(augment))
   data = _order(source, seed).random_map(read)
   data = _batched(data, cfg, batch, rows)
   if augment.mixup:
@@ -150,7 +151,7 @@ def eval_batches(
     box = central_box(_size(image), share=share, keep_aspect=keep_aspect)
     return cut(image, box, size, channels)
 
-  read = _reader(source, cfg, skipped or Skipped(), crop)
+  read = _reader(source, cfg, skipped, crop)
   count = len(source)
   padded = -(-count // batch) * batch
   data = grain.MapDataset.range(padded).map(
@@ -183,18 +184,16 @@ def _order(source, seed) -> grain.MapDataset:
 
 def _batched(data, cfg, batch, rows) -> grain.MapDataset:
   def stack(examples):
-    images = np.zeros(
+    # Not zeros: the system hands out empty pages in larger pieces.
+    images = np.empty(
       (len(examples), cfg.image, cfg.image, cfg.channels), np.float32
     )
     for out, example in zip(images, examples, strict=True):
       image = example["image"]
-      if image is None:
-        continue
-      if image.dtype == np.uint8:
-        np.divide(image, 127.5, out=out, dtype=np.float32)
+      out[...] = 0 if image is None else image
+      if image is not None and image.dtype == np.uint8:
+        out /= 127.5
         out -= 1
-      else:
-        out[...] = image
     return {
       "image": images,
       "label": np.stack([example["label"] for example in examples]),
@@ -207,6 +206,8 @@ def _batched(data, cfg, batch, rows) -> grain.MapDataset:
 def _reader(source, cfg, skipped, crop) -> Callable:
   """Returns what makes one row, from an index and a generator or None."""
   _check(source, cfg)
+  if skipped is None:
+    skipped = Skipped()
   read = getattr(source, "encoded", source.__getitem__)
   view = getattr(source, "view", None)
   _look(source, read, skipped)
@@ -234,7 +235,7 @@ def _crop_at_random(augment) -> Callable:
       _size(image), rng, area=augment.area, ratio=augment.ratio
     )
     shown = cut(image, box, size, channels)
-    return shown[:, ::-1] if augment.flip and rng.random() < 0.5 else shown
+    return flipped(shown) if augment.flip and rng.random() < 0.5 else shown
 
   return crop
 

@@ -43,9 +43,6 @@ class Skipped:
     self.reasons: dict[str, str] = {}
     self._lock = threading.Lock()
 
-  def __len__(self) -> int:
-    return len(self.reasons)
-
   def add(self, error: BadImage) -> None:
     """Counts an image and logs its name, the first time that it comes.
 

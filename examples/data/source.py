@@ -3,8 +3,6 @@
 import abc
 from typing import Protocol
 
-import numpy as np
-
 from examples.data.decode import Encoded
 
 
@@ -62,4 +60,4 @@ class EncodedSource(abc.ABC):
       BadImage: if the image cannot be decoded.
     """
     example = self.encoded(index)
-    return example | {"image": np.asarray(example["image"].decode(3))}
+    return example | {"image": example["image"].decode(3)}

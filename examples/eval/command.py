@@ -104,6 +104,19 @@ def mesh_of(given: flags.FlagValues):
     return make_mesh(data=data, model=model)
 
 
+def data_of(given: flags.FlagValues) -> str:
+  """The data set of `--data`.
+
+  Raises:
+    UsageError: if the flag is not there.
+  """
+  if given.data is None:
+    raise UsageError(
+      "--data must name a data set, as folder:PATH; --demo needs none"
+    )
+  return given.data
+
+
 def model_of(given: flags.FlagValues, mesh):
   """The `(ViTConfig, params)` of `--checkpoint`.
 
@@ -115,16 +128,38 @@ def model_of(given: flags.FlagValues, mesh):
     raise UsageError(
       "--checkpoint must name a run's folder or weights; --demo needs none"
     )
+  return load_model(Path(given.checkpoint), "--checkpoint", mesh, given.batch)
+
+
+def load_model(folder: Path, flag: str, mesh, batch: int | None = None):
+  """The `(ViTConfig, params)` of a run's folder, or of `finetune`'s.
+
+  Args:
+    folder: where.
+    flag: that named it.
+    mesh: to place the parameters on.
+    batch: images at a time, which the mesh must divide; None for any.
+
+  Raises:
+    UsageError: if there is none, it cannot be read, or the mesh does not
+      divide it.
+  """
   from examples.checkpoints import restore
+  from examples.eval import kept
   from examples.run_folder import read_config
   from models import train_step
   from models.optimizer import make_optimizer
   from models.sharding import check_mesh
 
-  folder = Path(given.checkpoint)
-  with blame(f"--checkpoint={folder}"):
+  with blame(f"{flag}={folder}"):
+    if (folder / "model.json").is_file():
+      cfg, params = kept.load_model(folder)
+      check_mesh(cfg, mesh, batch or mesh.size, "tokens")
+      return cfg, params
+    if not (folder / "config.json").is_file():
+      raise ValueError("must be the folder of a run, with config.json in it")
     config = read_config(folder)
-    check_mesh(config.model, mesh, given.batch, config.layout)
+    check_mesh(config.model, mesh, batch or mesh.size, config.layout)
     optimizer = make_optimizer(config.optimizer)
     like = train_step.abstract_state(config.model, optimizer, mesh)
     return config.model, restore(folder / "checkpoints", like).params
@@ -190,6 +225,30 @@ def report(
   (figure or _bars(name, ours, paper)).savefig(picture, dpi=120)
   print(f"written: {path}, {picture}")
   return record
+
+
+def curves(lines: dict[str, list], x: str, y: str, *, log_x: bool = False):
+  """Returns a figure of lines.
+
+  Args:
+    lines: by legend; of each point `(x, y)`, or `y` alone.
+    x, y: labels of the axes.
+    log_x: a logarithmic x axis.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axis = figure.subplots()
+  for legend, points in lines.items():
+    if points and not isinstance(points[0], tuple):
+      points = list(enumerate(points, 1))
+    axis.plot(*zip(*points, strict=True), ".-", label=legend)
+  if log_x:
+    axis.set_xscale("log")
+  axis.set(xlabel=x, ylabel=y)
+  axis.grid(alpha=0.3)
+  axis.legend()
+  return figure
 
 
 def _bars(name, ours, paper):

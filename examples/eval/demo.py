@@ -1,9 +1,9 @@
 """A small ViT trained here in seconds, for `--demo`, and kept under `runs/`."""
 
+import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import tqdm
 
+from collective_mm import make_mesh
 from examples.data import digits as scans
-from examples.data.pipeline import train_batches
+from examples.data.pipeline import eval_batches, train_batches
+from examples.data.sources import open_source
+from examples.eval.kept import load_tree, save_tree, shapes_of
 from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
-from models.params import init_params
 from models.vit_config import ViTConfig, get_config
 
 _FOLDER = Path("runs") / "demo"
@@ -31,6 +33,36 @@ def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
   source = scans.load("train")
   batches = iter(train_batches(source, cfg, batch=128, seed=0))
   return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
+
+
+def shapes(*, steps: int = 300, folder=_FOLDER):
+  """A ViT that has learned colours, shapes and sizes, apart from each other.
+
+  From the combinations of "shapes" alone; those of "shapes:unseen" are what to
+  evaluate it on.
+
+  Returns:
+    Its config and its parameters.
+  """
+  source = open_source("shapes", "train")
+  classes = len(source.classes)
+  cfg = get_config(
+    "vit_tiny", channels=3, classes=classes, head_bias_init=math.log(0.2)
+  )
+  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  batches = _shuffled(source, cfg, batch=128)
+  return cfg, kept("shapes", cfg, one, batches, steps=steps, folder=folder)
+
+
+def _shuffled(source, cfg, *, batch: int, count: int = 4096) -> Iterator[dict]:
+  """Endless batches of images that are drawn once, since drawing takes longer
+  than learning."""
+  few = dataclasses.replace(source, count=count)
+  (whole,) = eval_batches(few, cfg, batch=count)
+  rng = np.random.default_rng(0)
+  while True:
+    rows = rng.integers(count, size=batch)
+    yield {name: x[rows] for name, x in whole.items()}
 
 
 def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:
@@ -51,19 +83,12 @@ def kept(
   """Returns what `fit` does, from `folder` if it was trained before."""
   key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
   path = folder / f"{name}-{key.hexdigest()[:8]}.npz"
-  shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
-  leaves, treedef = jax.tree.flatten(shapes)
   if path.exists():
-    with np.load(path) as file:
-      return treedef.unflatten([file[f"{i}"] for i in range(len(leaves))])
+    return load_tree(path, shapes_of(cfg))
   print(f"training the demo's model once, {steps} steps: {path}")
-  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f".{os.getpid()}.tmp")
-  with partial.open("wb") as file:
-    np.savez(file, **{f"{i}": x for i, x in enumerate(jax.tree.leaves(params))})
-  os.replace(partial, path)
-  return params
+  params = fit(cfg, mesh, batches, steps=steps, lr=lr)
+  save_tree(path, params)
+  return jax.device_get(params)
 
 
 def fit(

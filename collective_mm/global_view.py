@@ -1,0 +1,250 @@
+"""The ops on global arrays: what the layers of every framework call.
+
+On a mesh, given or set by `jax.set_mesh`, arrays are global: `jax.shard_map` is
+opened over the ring's axis alone, and the other mesh axes are left to the
+compiler (Auto), to the types (Explicit) or to the `jax.shard_map` that is open
+over them (Manual). Inside a `jax.shard_map` over the ring's axis they are those
+of one device.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
+from collective_mm.mesh import explicit_axes, shard_over
+
+Biases = Sequence[jax.Array] | None
+
+
+def column(
+  x: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Biases = None,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  axis_name: str = "model",
+  gather_dim: int = -2,
+  epilogue: Callable[..., Any] | None = None,
+  **options: Any,
+) -> Any:
+  """Several column-sharded layers of one input, which is gathered once.
+
+      x[B, S_m, D] @ kernel[D, F_m] + bias[F_m] -> y[B, S, F_m]
+
+  Args:
+    x: `[..., D]`.
+    kernels: `[D, F]` each, of any `F`.
+    biases: `[F]` for each kernel; None for no biases.
+    mesh: mesh of the global view, that of `jax.set_mesh` if not given; None
+      inside `jax.shard_map` over `axis_name`.
+    axis_name: mesh axis that splits the kernels.
+    gather_dim: dim of `x` that is sharded over `axis_name`.
+    epilogue: `epilogue(*ys)` of each piece with its bias added, inside the ring
+      step; elementwise in all but the features, and every leaf of its result
+      has the dims of a `y`.
+    options: of `all_gather_matmul`: schedule, chunks, accum_dtype, dw.
+
+  Returns:
+    A tuple of a `y` for each kernel, or what the epilogue made of them.
+
+  Raises:
+    ValueError: if the axis does not divide the gathered dim or a kernel's
+      columns, is not of the mesh, or is Manual where there is a mesh or not
+      where there is none; or as `all_gather_matmul` raises.
+  """
+
+  def per_device(x, kernels, biases):
+    finish = epilogue
+    if epilogue is not None and biases is not None:
+      finish = jax.tree_util.Partial(_biased(epilogue), biases)
+    ys = all_gather_matmul(
+      x,
+      kernels,
+      axis_name=axis_name,
+      gather_dim=gather_dim,
+      epilogue=finish,
+      **options,
+    )
+    # An epilogue keeps its inputs for backward; a bias alone needs none.
+    return ys if finish or biases is None else _add(ys, biases)
+
+  kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
+  mesh = ring_mesh(mesh, axis_name)
+  if mesh is None:
+    return per_device(x, kernels, biases)
+  x_spec = sharded_dim(x.ndim, gather_dim, axis_name)
+  check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
+  for kernel in kernels:
+    check_divides(mesh, axis_name, "features", kernel.shape[-1])
+  w_spec = jax.P(None, axis_name)
+  for name, array, spec in (
+    ("x", x, x_spec),
+    *(("kernel", kernel, w_spec) for kernel in kernels),
+  ):
+    _check_typed(name, array, spec, mesh, axis_name)
+  return shard_over(
+    per_device,
+    mesh=mesh,
+    axis_name=axis_name,
+    in_specs=(x_spec, w_spec, jax.P(axis_name)),
+    out_specs=sharded_dim(x.ndim, -1, axis_name),
+  )(x, kernels, biases)
+
+
+def row(
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  axis_name: str = "model",
+  scatter_dim: int = -2,
+  **options: Any,
+) -> jax.Array:
+  """A row-sharded layer.
+
+      x[B, S, F_m] @ kernel[F_m, D] + bias[D] -> y[B, S_m, D]
+
+  Args:
+    x: `[..., F]`.
+    kernel: `[F, D]`.
+    bias: `[D]`, or None; sharded too where `scatter_dim` is -1.
+    mesh, axis_name: as in `column`.
+    scatter_dim: dim of `y` that comes out sharded; -1 for the features.
+    options: of `matmul_reduce_scatter`: schedule, chunks, accum_dtype,
+      wire_dtype.
+
+  Raises:
+    ValueError: as `column`, and if `scatter_dim` names the features otherwise.
+  """
+
+  def per_device(x, kernel, bias):
+    y = matmul_reduce_scatter(
+      x, kernel, axis_name=axis_name, scatter_dim=scatter_dim, **options
+    )
+    return y if bias is None else y + bias
+
+  if scatter_dim == x.ndim - 1:  # specs cannot tell it from a row dim
+    raise ValueError(
+      f"scatter_dim must be -1 for the features of y, got {scatter_dim}"
+    )
+  mesh = ring_mesh(mesh, axis_name)
+  if mesh is None:
+    return per_device(x, kernel, bias)
+  x_spec = sharded_dim(x.ndim, -1, axis_name)
+  y_spec = sharded_dim(x.ndim, scatter_dim, axis_name)
+  check_divides(mesh, axis_name, "dim -1 of x", x.shape[-1])
+  # The op would pad; a global array has no place for that.
+  y_shape = (*x.shape[:-1], kernel.shape[-1])
+  check_divides(
+    mesh, axis_name, f"dim {scatter_dim} of y", y_shape[scatter_dim]
+  )
+  w_spec = jax.P(axis_name, None)
+  _check_typed("x", x, x_spec, mesh, axis_name)
+  _check_typed("kernel", kernel, w_spec, mesh, axis_name)
+  return shard_over(
+    per_device,
+    mesh=mesh,
+    axis_name=axis_name,
+    in_specs=(
+      x_spec,
+      w_spec,
+      jax.P(axis_name if scatter_dim == -1 else None),
+    ),
+    out_specs=y_spec,
+  )(x, kernel, bias)
+
+
+@contextlib.contextmanager
+def blame(path: object):
+  """Puts the path of a module before what a ValueError of the body says."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def ring_mesh(
+  mesh: jax.sharding.Mesh | None, axis_name: str
+) -> jax.sharding.Mesh | jax.sharding.AbstractMesh | None:
+  """The mesh of the global view; None where arrays are those of one device."""
+  if mesh is not None:
+    check_axis(mesh, axis_name)
+    return mesh
+  context = jax.sharding.get_abstract_mesh()
+  is_local = axis_name in context.manual_axes
+  # Without the axis the op says what it misses.
+  return None if is_local or axis_name not in context.shape else context
+
+
+def check_axis(mesh: jax.sharding.Mesh, axis_name: str) -> None:
+  """Refuses a mesh without the axis, and one whose axis is manual here."""
+  if axis_name not in mesh.shape:
+    raise ValueError(
+      f"axis_name must be an axis of mesh, {tuple(mesh.shape)}, got "
+      f"{axis_name!r}"
+    )
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  if axis_name in manual:
+    raise ValueError(
+      f"mesh must be None inside a jax.shard_map over {axis_name!r}, where "
+      f"arrays are those of one device (manual here: {tuple(manual)}), got a "
+      f"mesh of {dict(mesh.shape)}"
+    )
+
+
+def check_divides(
+  mesh: jax.sharding.Mesh | None, axis_name: str, name: str, number: int
+) -> None:
+  """Refuses a size that the axis does not divide."""
+  size = 1 if mesh is None else mesh.shape[axis_name]
+  if number % size:
+    raise ValueError(
+      f"axis {axis_name!r} must divide {name}: {number} is not a multiple of "
+      f"{size}"
+    )
+
+
+def sharded_dim(ndim: int, dim: int, axis_name: str) -> jax.P:
+  """The spec of an array that is sharded in one dim."""
+  if not -ndim <= dim < ndim:
+    raise ValueError(
+      f"the sharded dim must be from {-ndim} to {ndim - 1}, got {dim}"
+    )
+  entries = [None] * ndim
+  entries[dim] = axis_name
+  return jax.P(*entries)
+
+
+def _check_typed(
+  name: str,
+  x: jax.Array,
+  spec: jax.P,
+  mesh: jax.sharding.Mesh,
+  axis_name: str,
+) -> None:
+  """Refuses what jax will not reshard unasked: the ring's axis is Explicit."""
+  kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  if kinds[axis_name] != jax.sharding.AxisType.Explicit:
+    return
+  found = {d for d, axes in explicit_axes(x).items() if axis_name in axes}
+  want = {d for d, axes in enumerate(spec) if axes}
+  if found != want:
+    raise ValueError(
+      f"{name} must be sharded over {axis_name!r}, which is Explicit, in dim "
+      f"{min(want)} alone: use jax.reshard before, got {jax.typeof(x)}"
+    )
+
+
+def _add(ys: Sequence[jax.Array], biases: Sequence[jax.Array]) -> tuple:
+  return tuple(y + b for y, b in zip(ys, biases, strict=True))
+
+
+@functools.cache
+def _biased(epilogue: Callable[..., Any]) -> Callable[..., Any]:
+  """The epilogue after the biases; the same function for the same epilogue."""
+  return lambda biases, *ys: epilogue(*_add(ys, biases))

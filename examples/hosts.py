@@ -1,0 +1,116 @@
+"""Several processes, one run: how they meet, and how they agree."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from examples.usage import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosts:
+  """How this process finds the others of its run.
+
+  Attributes:
+    coordinator: "address:port" of the first process; None asks the cluster
+      that started this one (TPU, Slurm, Open MPI).
+    processes: how many there are; None asks the cluster.
+    index: which of them this one is, from 0; None asks the cluster.
+    timeout_s: how long to wait for a process that does not come or no longer
+      answers.
+  """
+
+  coordinator: str | None = None
+  processes: int | None = None
+  index: int | None = None
+  timeout_s: int = 100
+
+  def meet(self) -> None:
+    """Makes the processes one job; before anything asks jax for devices.
+
+    Raises:
+      UsageError: if there is no cluster to ask, or a process did not come.
+    """
+    # What CPUs of several processes exchange data by; other platforms do not
+    # look at it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+      jax.distributed.initialize(
+        self.coordinator,
+        self.processes,
+        self.index,
+        initialization_timeout=self.timeout_s,
+        heartbeat_timeout_seconds=self.timeout_s,
+        shutdown_timeout_seconds=self.timeout_s,
+      )
+    except ValueError as error:
+      raise UsageError(
+        "--distributed needs a TPU slice, Slurm or Open MPI, or all of "
+        f"--coordinator, --num_processes and --process_id: {error}"
+      ) from error
+    except jax.errors.JaxRuntimeError as error:
+      raise UsageError(
+        f"--distributed: the {self.processes or ''} processes did not meet "
+        f"within {self.timeout_s} s: {str(error).splitlines()[0]}"
+      ) from error
+
+
+def is_first() -> bool:
+  """Tells whether this process writes the logs and speaks."""
+  return jax.process_index() == 0
+
+
+def first_does(body) -> None:
+  """Calls `body` in the first process while the others wait.
+
+  Raises:
+    UsageError: in every process, if `body` raised one in the first.
+  """
+  said = None
+  if is_first():
+    try:
+      body()
+    except UsageError as error:
+      said = error
+  failed = said is not None
+  if jax.process_count() > 1:
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failed)) > 0
+  if said:
+    raise said
+  if failed:
+    raise UsageError("the first process could not start the run")
+
+
+class Agreement:
+  """The largest of what the processes each ask for, known to all of them.
+
+  Processes whose clocks and signals differ must still take the same steps.
+  """
+
+  def __init__(self, mesh: jax.sharding.Mesh):
+    """Compiles the exchange, unless there is one process alone."""
+    self._alone = jax.process_count() == 1
+    self._rows = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
+    self._devices = mesh.size
+    self._largest = jax.jit(
+      lambda asked: asked.max(axis=0),
+      out_shardings=jax.NamedSharding(mesh, jax.P()),
+    )
+
+  def ask(self, *numbers: int):
+    """Begins an exchange of int32 numbers, for `answer`."""
+    if self._alone:
+      return numbers
+    return self._largest(
+      jax.make_array_from_callback(
+        (self._devices, len(numbers)),
+        self._rows,
+        lambda _: np.array([numbers], np.int32),
+      )
+    )
+
+  def answer(self, asked) -> list[int]:
+    """Waits for an exchange; returns the largest of each number."""
+    return [int(number) for number in np.asarray(asked)]

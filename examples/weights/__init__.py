@@ -1,0 +1,1 @@
+"""Weights in and out: our own files, public `.npz` and timm's safetensors."""

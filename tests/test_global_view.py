@@ -1,0 +1,89 @@
+import functools
+
+import jax
+import pytest
+from layer_cases import (
+  Explicit,
+  assert_equal,
+  jit,
+  mesh_of,
+  whole,
+  with_gradients,
+)
+
+from collective_mm import global_view
+
+P = jax.P
+
+
+def test_kernels_of_several_widths_biases_and_an_epilogue():
+  x, kernels = whole(2, 4, 6), (whole(6, 8, seed=1), whole(6, 8, seed=2))
+  biases = whole(8, seed=3), whole(8, seed=4)
+
+  def epilogue(y, z):
+    return {"product": y * z, "sum": y + z}
+
+  def dense(x, kernels, biases):
+    return epilogue(*(x @ k + b for k, b in zip(kernels, biases, strict=True)))
+
+  f = functools.partial(
+    global_view.column, mesh=mesh_of(), epilogue=epilogue, gather_dim=1
+  )
+  assert_equal(
+    jit(with_gradients(f))(x, kernels, biases),
+    with_gradients(dense)(x, kernels, biases),
+  )
+  wide = (*kernels, whole(6, 4, seed=5))
+  ys = jit(functools.partial(global_view.column, mesh=mesh_of()))(x, wide)
+  assert_equal(ys, tuple(x @ k for k in wide))
+
+
+@pytest.mark.parametrize("scatter_dim", [0, -1])
+def test_the_mesh_that_is_set(scatter_dim):
+  x, kernel, bias = whole(4, 3, 8), whole(8, 8, seed=1), whole(8, seed=2)
+  f = functools.partial(global_view.row, scatter_dim=scatter_dim)
+  with jax.set_mesh(mesh_of()):
+    got = jit(with_gradients(f))(x, kernel, bias)
+    spec = [None, None, None]
+    spec[scatter_dim] = "model"
+    assert got[0].sharding.is_equivalent_to(
+      jax.NamedSharding(mesh_of(), P(*spec)), 3
+    )
+  dense = with_gradients(lambda x, w, b: x @ w + b)
+  assert_equal(got, dense(x, kernel, bias))
+
+
+def test_explicit_arguments_must_be_sharded():
+  x, kernel = whole(4, 8), whole(8, 8)
+  with jax.set_mesh(mesh_of(Explicit)):
+    rows, columns = jax.reshard(x, P("model")), jax.reshard(x, P(None, "model"))
+    with pytest.raises(
+      ValueError,
+      match=r"x must be sharded over 'model', which is Explicit, in dim 0 "
+      r"alone: use jax.reshard before, got float32\[4,8@model\]",
+    ):
+      global_view.column(columns, (kernel,))
+    with pytest.raises(ValueError, match=r"^kernel must .* in dim 1 alone: "):
+      global_view.column(rows, (kernel,))
+    with pytest.raises(ValueError, match=r"^kernel must .* in dim 0 alone: "):
+      global_view.row(columns, kernel)
+
+
+def test_blame():
+  with (
+    pytest.raises(ValueError, match=r"^a/b: features must be positive$"),
+    global_view.blame("a/b"),
+  ):
+    raise ValueError("features must be positive")
+
+
+def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
+  mesh, x = mesh_of(), whole(4, 8)
+  f = functools.partial(global_view.row, kernel=whole(8, 8), mesh=mesh)
+  with pytest.raises(
+    ValueError,
+    match=r"mesh must be None inside a jax.shard_map over 'model', where "
+    r"arrays are those of one device \(manual here: \('data', 'model'\)\), "
+    r"got a mesh of {'data': 2, 'model': 4}",
+  ):
+    jax.eval_shape(jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P()), x)
