@@ -61,16 +61,20 @@ def column(
     finish = epilogue
     if epilogue is not None and biases is not None:
       finish = jax.tree_util.Partial(_biased(epilogue), biases)
+    alone = len(kernels) == 1  # then messages say w, not w[0]
     ys = all_gather_matmul(
       x,
-      kernels,
+      kernels[0] if alone else kernels,
       axis_name=axis_name,
       gather_dim=gather_dim,
       epilogue=finish,
       **options,
     )
+    if finish is not None:
+      return ys
+    ys = (ys,) if alone else ys
     # An epilogue keeps its inputs for backward; a bias alone needs none.
-    return ys if finish or biases is None else _add(ys, biases)
+    return ys if biases is None else _add(ys, biases)
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
   mesh = ring_mesh(mesh, axis_name)

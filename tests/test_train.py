@@ -212,7 +212,7 @@ def refuse(capfd, *flags):
     (
       ["--preset=vit_22b"],
       "--data=jft_4b: data set 'jft_4b' cannot be read by this command, "
-      "only digits, folder:PATH, records:PATH, tfrecords:PATH",
+      "only digits, shapes, folder:PATH, records:PATH, tfrecords:PATH",
     ),
     (["--steps=0"], "--steps=0: 0 is not a positive integer"),
     (["--steps=-5"], "--steps=-5: -5 is not a positive integer"),

@@ -21,7 +21,7 @@ COLOURS = {
   "cyan": (50, 210, 220),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
-SIZES = {"small": (0.16, 0.22), "large": (0.32, 0.40)}  # radius over the side
+SIZES = {"small": (0.20, 0.25), "large": (0.34, 0.42)}  # radius over the side
 ATTRIBUTES = (*COLOURS, *SHAPES, *SIZES)
 PROMPTS = (
   "a {size} {colour} {shape}",
@@ -166,7 +166,7 @@ def draw(
   Returns:
     `[64, 64, 3]` uint8.
   """
-  ground = rng.uniform(0, 90, 3) + rng.normal(0, 12, (_SIDE, _SIDE, 3))
+  ground = rng.uniform(0, 60, 3) + rng.normal(0, 12, (_SIDE, _SIDE, 3))
   image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
   radius = _SIDE * rng.uniform(*tuple(SIZES.values())[size])
   centre = rng.uniform(radius, _SIDE - radius, 2)

@@ -1,6 +1,5 @@
 """Makes a pretrained ViT another task's, and trains all of it."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from jax import lax
 from examples.data.pipeline import train_batches
 from examples.data.source import Source
 from examples.eval import training
-from models.positions import resample
+from examples.weights.adapt import at_resolution, with_new_head
 from models.sharding import check_mesh, param_specs
 from models.vit import ShardedViT
 from models.vit_config import ViTConfig
@@ -38,19 +37,7 @@ def adapted(
   Raises:
     ValueError: if the image is smaller than a patch.
   """
-  new = dataclasses.replace(
-    cfg, classes=classes, image=image, head_bias_init=0.0
-  )
-  position = resample(
-    np.asarray(params["embed"]["position"]), cfg.grid, new.grid
-  )
-  return new, params | {
-    "embed": params["embed"] | {"position": position},
-    "head": {
-      "kernel": np.zeros((cfg.width, classes), np.float32),
-      "bias": np.zeros(classes, np.float32),
-    },
-  }
+  return with_new_head(*at_resolution(cfg, params, image), classes)
 
 
 def finetune(

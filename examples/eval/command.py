@@ -131,11 +131,11 @@ def model_of(given: flags.FlagValues, mesh):
   return load_model(Path(given.checkpoint), "--checkpoint", mesh, given.batch)
 
 
-def load_model(folder: Path, flag: str, mesh, batch: int | None = None):
-  """The `(ViTConfig, params)` of a run's folder, or of `finetune`'s.
+def load_model(path: Path, flag: str, mesh, batch: int | None = None):
+  """The `(ViTConfig, params)` of whatever `examples.weights.load` reads.
 
   Args:
-    folder: where.
+    path: a run's folder or a file of weights.
     flag: that named it.
     mesh: to place the parameters on.
     batch: images at a time, which the mesh must divide; None for any.
@@ -144,25 +144,14 @@ def load_model(folder: Path, flag: str, mesh, batch: int | None = None):
     UsageError: if there is none, it cannot be read, or the mesh does not
       divide it.
   """
-  from examples.checkpoints import restore
-  from examples.eval import kept
-  from examples.run_folder import read_config
-  from models import train_step
-  from models.optimizer import make_optimizer
+  from examples.weights.load import load
   from models.sharding import check_mesh
 
-  with blame(f"{flag}={folder}"):
-    if (folder / "model.json").is_file():
-      cfg, params = kept.load_model(folder)
-      check_mesh(cfg, mesh, batch or mesh.size, "tokens")
-      return cfg, params
-    if not (folder / "config.json").is_file():
-      raise ValueError("must be the folder of a run, with config.json in it")
-    config = read_config(folder)
-    check_mesh(config.model, mesh, batch or mesh.size, config.layout)
-    optimizer = make_optimizer(config.optimizer)
-    like = train_step.abstract_state(config.model, optimizer, mesh)
-    return config.model, restore(folder / "checkpoints", like).params
+  with blame(flag):
+    cfg, params = load(path, mesh=mesh)
+  with blame(f"{flag}={path}"):
+    check_mesh(cfg, mesh, batch or mesh.size, "tokens")
+  return cfg, params
 
 
 def out_folder(given: flags.FlagValues, name: str) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from collective_mm import make_mesh
 from examples.data import digits as scans
 from examples.data.pipeline import eval_batches, train_batches
 from examples.data.sources import open_source
-from examples.eval.kept import load_tree, save_tree, shapes_of
+from examples.weights import tensors
 from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit_config import ViTConfig, get_config
@@ -82,13 +83,16 @@ def kept(
 ) -> dict:
   """Returns what `fit` does, from `folder` if it was trained before."""
   key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
-  path = folder / f"{name}-{key.hexdigest()[:8]}.npz"
+  path = folder / f"{name}-{key.hexdigest()[:8]}.safetensors"
   if path.exists():
-    return load_tree(path, shapes_of(cfg))
+    return tensors.read(path)[1]
   print(f"training the demo's model once, {steps} steps: {path}")
-  params = fit(cfg, mesh, batches, steps=steps, lr=lr)
-  save_tree(path, params)
-  return jax.device_get(params)
+  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f".{os.getpid()}.tmp")
+  tensors.write(partial, cfg, params)
+  os.replace(partial, path)
+  return params
 
 
 def fit(

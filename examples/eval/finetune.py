@@ -31,9 +31,12 @@ def define(values: flags.FlagValues) -> None:
 
 def evaluate(given: flags.FlagValues) -> dict:
   """Fine-tunes and reports; returns what the JSON holds."""
-  from examples.eval import adapt, kept, logistic, tasks
+  import jax
+
+  from examples.eval import adapt, logistic, tasks
   from examples.eval.metrics.classification import top1
   from examples.usage import blame
+  from examples.weights import tensors
 
   task = tasks.open_task(given, "finetune")
   settings = {
@@ -59,7 +62,7 @@ def evaluate(given: flags.FlagValues) -> dict:
   tuned = tasks.read_features(
     cfg, params, task.mesh, task.test, layers=("logits",), batch=task.batch
   )
-  kept.save_model(task.out / "model", cfg, params)
+  tensors.write(task.out / "model.safetensors", cfg, jax.device_get(params))
 
   train, test = task.features("train"), task.features("test")
   probe = logistic.Problem(train.x, train.labels, task.mesh).solve(1e-4)

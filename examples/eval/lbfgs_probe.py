@@ -15,6 +15,9 @@ from absl import flags
 from examples.eval import command
 
 
+DEMO = (1e-1, 1e-2, 1e-3)  # that its demo tries, in seconds
+
+
 def define(values: flags.FlagValues) -> None:
   """Adds the command's own flags."""
   options = {"flag_values": values}
@@ -30,7 +33,8 @@ def evaluate(given: flags.FlagValues) -> dict:
   from examples.usage import blame
 
   with blame(f"--l2={','.join(given.l2 or [])}"):
-    strengths = tuple(map(float, given.l2 or logistic.STRENGTHS))
+    known = DEMO if given.demo else logistic.STRENGTHS
+    strengths = tuple(map(float, given.l2 or known))
     if min(strengths) < 0:
       raise ValueError(f"l2 must be at least 0, got {min(strengths)}")
   task = tasks.open_task(given, "lbfgs_probe")

@@ -15,8 +15,8 @@ import optax
 
 from examples.eval import tokenizer as pieces
 from examples.eval import training
-from examples.eval.kept import load_tree, save_tree
 from examples.usage import UsageError
+from examples.weights import tensors
 from models.contrastive import contrastive_loss
 from models.sharding import check_mesh, param_specs
 from models.text_tower import ShardedText, TextConfig, init_text
@@ -94,7 +94,8 @@ class Tower:
     """Writes the tower to a folder, its `tower.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(self.tokenizer.model)
-    save_tree(folder / "tower.npz", self.params)
+    params = jax.device_get(self.params)
+    tensors.write(folder / "tower.safetensors", self.cfg.vit, params)
     partial = folder / "tower.tmp"
     partial.write_text(json.dumps(dataclasses.asdict(self.cfg), indent=2))
     os.replace(partial, folder / "tower.json")
@@ -122,8 +123,7 @@ def load_tower(folder: Path, mesh: jax.sharding.Mesh, embedding: int) -> Tower:
       f"--tower={folder}: its texts have {cfg.embedding} features, the image "
       f"model's width is {embedding}"
     )
-  shapes = jax.eval_shape(lambda: init_text(jax.random.key(0), cfg))
-  params = load_tree(folder / "tower.npz", shapes)
+  _, params = tensors.read(folder / "tower.safetensors")
   return Tower(cfg, params, pieces.load(folder / "tokenizer.model"), mesh)
 
 

@@ -97,10 +97,13 @@ def evaluate(given) -> dict:
       )
       model = PlexViT(base.cfg, plex, base.mesh)
     params = model.init(jax.random.key(given.seed), base.params)
-    params, losses[variant] = fine_tune(
-      model, params, iter(batches), base.mesh, steps=steps, lr=given.lr,
-      seed=given.seed,
-    )  # fmt: skip
+    try:
+      params, losses[variant] = fine_tune(
+        model, params, iter(batches), base.mesh, steps=steps, lr=given.lr,
+        seed=given.seed,
+      )  # fmt: skip
+    except FloatingPointError as error:
+      raise UsageError(f"--lr={given.lr:g}: {variant}: {error}") from error
     predict = Predictor(model, params, base.mesh, batch=given.batch)
     found = plex_sets.score(predict, sets)
     ours |= {f"{variant}_{name}": value for name, value in found.items()}
