@@ -35,7 +35,7 @@ class Clips:
     return str(self.files[index][0].parent)
 
   def frames(self, index: int, count: int, stride: int, view: int, views: int):
-    """Yields frames of one view of a clip.
+    """Returns the `count` files of one view of a clip.
 
     View `v` of `V` starts at that share of what the clip has to spare.
 
@@ -45,9 +45,6 @@ class Clips:
       stride: from one to the next, in frames of the clip.
       view: which view, from 0.
       views: how many there are.
-
-    Yields:
-      Paths, `count` of them.
 
     Raises:
       ValueError: if the clip is too short.

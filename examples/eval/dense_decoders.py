@@ -39,13 +39,14 @@ def segmenter(
   Raises:
     ValueError: if there is no such decoder, or the ViT is too shallow for it.
   """
-  place = {"grid": _grid(cfg), "size": (cfg.image, cfg.image)}
+  place = {"grid": cfg.grid, "size": (cfg.image, cfg.image)}
   if kind == "linear":
     params = linear_decoder.init_segmenter(key, cfg.width, classes)
     layers = ("norm",)
 
     def outputs(params, tokens, key):
       del key  # nothing is dropped
+      tokens = _patches(tokens, cfg)
       return linear_decoder.segment(params, *tokens, **place), None
 
   elif kind == "upernet":
@@ -56,6 +57,7 @@ def segmenter(
     layers = block_names(upernet.layers_of(cfg.depth))
 
     def outputs(params, tokens, key):
+      tokens = _patches(tokens, cfg)
       return upernet.segment(params, tokens, config, **place, dropout_key=key)
 
   else:
@@ -104,13 +106,13 @@ def depth_decoder(
     raise ValueError(f"decoder must be linear or dpt, got {kind!r}")
   if maps not in (1, 4):
     raise ValueError(f"maps must be 1 or 4, got {maps}")
-  place = {"grid": _grid(cfg), "size": (cfg.image, cfg.image)}
+  place = {"grid": cfg.grid, "size": (cfg.image, cfg.image)}
   layers = ("norm",)
   if kind == "linear":
     params = linear_decoder.init_depth(key, cfg.width, features)
 
     def predict(params, tokens):
-      return linear_decoder.depth(params, *tokens, **place)
+      return linear_decoder.depth(params, *_patches(tokens, cfg), **place)
 
   else:
     config = dpt.DPTConfig(width=cfg.width, features=features)
@@ -119,7 +121,7 @@ def depth_decoder(
       layers = block_names(upernet.layers_of(cfg.depth))
 
     def predict(params, tokens):
-      return dpt.depth(params, tokens, **place)
+      return dpt.depth(params, _patches(tokens, cfg), **place)
 
   def loss(params, tokens, targets, key):
     del key  # nothing is dropped
@@ -130,9 +132,9 @@ def depth_decoder(
   return Decoder(layers=layers, params=params, predict=predict, loss=loss)
 
 
-def _grid(cfg: ViTConfig) -> tuple[int, int]:
-  side = cfg.image // cfg.patch
-  return side, side
+def _patches(tokens, cfg):
+  """The tokens of patches: a class token would stand before them."""
+  return [x[:, int(cfg.cls) :] for x in tokens]
 
 
 def _pixel_xent(logits, mask, ignore):

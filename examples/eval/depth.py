@@ -55,7 +55,7 @@ def evaluate(given: flags.FlagValues) -> None:
   with blame(f"--data={train}"):
     sources = open_depths(train, "train"), open_depths(test, "val")
   if not given.demo:
-    cfg, params = command.model_of(given, mesh, size=given.size)
+    cfg, params = command.model_at(given, mesh, given.size)
   out = command.out_folder(given, "depth")
   runner = _Runner(given, mesh, cfg, params, *sources, out)
   ours, paper = {}, {}

@@ -14,7 +14,6 @@ from absl import flags
 
 from examples.eval import command
 
-
 DEMO = (1e-1, 1e-2, 1e-3)  # that its demo tries, in seconds
 
 

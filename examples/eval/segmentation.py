@@ -51,7 +51,7 @@ def evaluate(given: flags.FlagValues) -> None:
     raise UsageError("--data must name a data set, as ade20k:PATH")
   with blame(f"--data={given.data}"):
     train, test = (open_masks(given.data, s) for s in ("train", "val"))
-  cfg, params = command.model_of(given, mesh, size=given.size)
+  cfg, params = command.model_at(given, mesh, given.size)
   out = command.out_folder(given, "segmentation")
   runner = _Runner(given, mesh, cfg, params, train, test, out)
   name = f"{given.decoder}, {'fine-tuned' if given.finetune else 'frozen'}"

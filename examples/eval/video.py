@@ -65,7 +65,7 @@ def evaluate(given: flags.FlagValues) -> None:
 
     cfg, params = scene_backbone(mesh)
   else:
-    cfg, params = command.model_of(given, mesh, size=given.size)
+    cfg, params = command.model_at(given, mesh, given.size)
   out = command.out_folder(given, "video")
   from examples.eval.clip_features import clip_features
   from examples.eval.clip_training import accuracy, fit, fit_mean
