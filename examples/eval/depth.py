@@ -42,7 +42,7 @@ def evaluate(given: flags.FlagValues) -> None:
     from examples.eval.scene_backbone import scene_backbone
 
     cfg, params = scene_backbone(mesh)
-    given.batch, given.lr = 32, 2e-3
+    given.batch, given.lr = 32, 1e-2
     if not given["steps"].present:
       given.steps = 150
     train, test = "scenes:512", "scenes:128"
