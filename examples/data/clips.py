@@ -90,7 +90,7 @@ class DrawnClips:
   @property
   def labels(self) -> tuple[int, ...]:
     return tuple(
-      draw_clip(self.first_seed + i, 1, 2)[1] for i in range(self.count)
+      draw_clip(self.first_seed + i, 1, 2).motion for i in range(self.count)
     )
 
   def name(self, index: int) -> str:
@@ -102,7 +102,7 @@ class DrawnClips:
     views: int = 1,
   ) -> np.ndarray:  # fmt: skip
     del stride, view, views  # drawn at the length that is asked for
-    return draw_clip(self.first_seed + index, size, count)[0]
+    return draw_clip(self.first_seed + index, size, count).frames
 
 
 def open_clips(spec: str, split: str) -> Clips | DrawnClips:

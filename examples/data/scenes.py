@@ -35,6 +35,21 @@ class Scene:
   valid: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """One drawn clip.
+
+  Attributes:
+    frames: `[T, H, W, 3]` float32 in [-1, 1].
+    inside: `[T, H, W]` bool, where the thing is.
+    motion: an index of `MOTIONS`.
+  """
+
+  frames: np.ndarray
+  inside: np.ndarray
+  motion: int
+
+
 def draw_scene(seed: int, size: int) -> Scene:
   """Draws the scene of a seed: up to five things on a floor before a wall.
 
@@ -78,8 +93,8 @@ def draw_scene(seed: int, size: int) -> Scene:
   )
 
 
-def draw_clip(seed: int, size: int, frames: int) -> tuple[np.ndarray, int]:
-  """Draws a clip of one thing that moves, and the index of its motion.
+def draw_clip(seed: int, size: int, frames: int) -> Clip:
+  """Draws a clip of one thing that moves.
 
   A motion to the left is one to the right played backwards, and one upward one
   downward so: frames without their order cannot tell the two apart.
@@ -88,9 +103,6 @@ def draw_clip(seed: int, size: int, frames: int) -> tuple[np.ndarray, int]:
     seed: of everything; any integer from 0.
     size: height and width, in pixels.
     frames: `T`, at least two.
-
-  Returns:
-    `[T, H, W, 3]` float32 in [-1, 1], and an index of `MOTIONS`.
 
   Raises:
     ValueError: if there are fewer than two frames.
@@ -106,14 +118,20 @@ def draw_clip(seed: int, size: int, frames: int) -> tuple[np.ndarray, int]:
   along = np.linspace(start, start + rng.uniform(0.3, 0.5), frames)
   if motion % 2:
     along = along[::-1]
-  clip = np.empty((frames, size, size, 3))
   rows, columns = (np.indices((size, size)) + 0.5) / size
-  for frame, place in zip(clip, along, strict=True):
-    y, x = (across, place) if motion < 2 else (place, across)
-    frame[:] = ground
-    frame[_shape(kind, columns - x, y - rows, radius)] = colour
-  clip += rng.normal(0, _NOISE, clip.shape)
-  return np.clip(clip, -1, 1).astype(np.float32), motion
+  places = [
+    (across, place) if motion < 2 else (place, across) for place in along
+  ]
+  inside = np.stack(
+    [_shape(kind, columns - x, y - rows, radius) for y, x in places]
+  )
+  clip = np.where(inside[..., None], colour, ground)
+  clip = clip + rng.normal(0, _NOISE, clip.shape)
+  return Clip(
+    frames=np.clip(clip, -1, 1).astype(np.float32),
+    inside=inside,
+    motion=motion,
+  )
 
 
 def _thing(rng, rows, columns, horizon, distance):

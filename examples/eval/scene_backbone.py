@@ -1,69 +1,82 @@
-"""The demo's ViT for dense tasks: it has learned what stands where."""
+"""The demo's ViT for dense tasks: it has learned where things stand."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from examples.data.scenes import CLASSES, draw_scene
+from examples.data.scenes import draw_clip, draw_scene
 from examples.eval import demo
+from examples.eval.dense_decoders import segmenter
+from examples.eval.dense_training import Recipe, fit_whole
+from examples.weights import tensors
+from models.params import init_params
 from models.vit_config import ViTConfig, get_config
 
 SIZE = 64  # pixels
-_THINGS = range(2, len(CLASSES))
-_LEAST = 0.01  # share of a quarter that a thing must cover to be there
-
-
-def scene_config(depth: int = 4) -> ViTConfig:
-  """Returns its shape: 64 tokens of 64 features."""
-  return get_config(
-    "vit_tiny",
-    depth=depth,
-    image=SIZE,
-    channels=3,
-    classes=4 * len(_THINGS),
-    head_bias_init=-1.0,
-  )
+_FIRST_SEED = 2_000_000  # of images that no task trains or is tested on
+_CELLS = 4  # a side of the image, for the question where
+_CLASSES = 2 + _CELLS**2  # wall, floor, or a thing in one of the cells
 
 
 def scene_backbone(
-  mesh: jax.sharding.Mesh, *, steps: int = 300, **options
+  mesh: jax.sharding.Mesh,
+  *,
+  steps: int = 200,
+  images: int = 1024,
+  folder: Path = demo.FOLDER,
 ) -> tuple[ViTConfig, dict]:
-  """Returns the config and the parameters, trained once.
+  """Returns a small ViT and its parameters, trained once and kept.
 
-  Its labels are which kinds of things stand in which quarter of the image:
-  twelve questions, none of them about a pixel.
+  It has been asked of each pixel whether it is wall, floor or a thing, and of a
+  thing in which sixteenth of the image; not what kind of thing or how far. Half
+  of its images are scenes, half single frames of clips.
   """
-  cfg = scene_config()
-  params = demo.kept("scenes", cfg, mesh, _batches(), steps=steps, **options)
+  cfg = get_config(
+    "vit_tiny", image=SIZE, channels=3, classes=0, pool=False, depth=4
+  )
+  path = folder / f"scenes-{steps}-{images}.safetensors"
+  if path.exists():
+    return tensors.read(path)
+  print(f"training the demo's model once, {steps} steps: {path}")
+  pictures, masks = _lessons(images)
+  decoder = segmenter(
+    "linear", jax.random.key(0), cfg, classes=_CLASSES, ignore=255
+  )
+  recipe = Recipe(steps=steps, batch=32, lr=3e-3, warmup=steps // 10, clip=1.0)
+  params, _ = fit_whole(
+    decoder,
+    cfg,
+    init_params(jax.random.key(0), cfg),
+    pictures,
+    {"mask": masks},
+    mesh,
+    recipe,
+  )
+  params = jax.device_get(params)
+  folder.mkdir(parents=True, exist_ok=True)
+  tensors.write(path, cfg, params)
   return cfg, params
 
 
-def presence(mask: np.ndarray) -> np.ndarray:
-  """Returns `[12]` float32: for each quarter, which kinds of things are in it.
+def _lessons(count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Images `[N, H, W, 3]` and what each pixel is, `[N, H, W]`."""
+  pictures, masks = [], []
+  for i in range(count // 2):
+    scene = draw_scene(_FIRST_SEED + i, SIZE)
+    clip = draw_clip(_FIRST_SEED + i, SIZE, 8)
+    frame = i % 8
+    pictures += [scene.image, clip.frames[frame]]
+    masks += [placed(scene.mask), placed(2 * clip.inside[frame])]
+  return np.stack(pictures), np.stack(masks)
+
+
+def placed(mask: np.ndarray) -> np.ndarray:
+  """Returns 0 for wall, 1 for floor, 2 and up for things by their cell.
 
   Args:
     mask: `[H, W]`, of `examples.data.scenes`.
   """
-  half = len(mask) // 2
-  quarters = [
-    mask[rows, columns]
-    for rows in (slice(half), slice(half, None))
-    for columns in (slice(half), slice(half, None))
-  ]
-  return np.array(
-    [(q == thing).mean() >= _LEAST for q in quarters for thing in _THINGS],
-    np.float32,
-  )
-
-
-def _batches(batch: int = 64, first: int = 2_000_000) -> Iterator[dict]:
-  """Endless batches of scenes that no task trains or is tested on."""
-  while True:
-    scenes = [draw_scene(first + i, SIZE) for i in range(batch)]
-    first += batch
-    yield {
-      "image": np.stack([scene.image for scene in scenes]),
-      "label": np.stack([presence(scene.mask) for scene in scenes]),
-      "mask": np.ones(batch, np.float32),
-    }
+  cells = np.arange(len(mask)) * _CELLS // len(mask)
+  cell = cells[:, None] * _CELLS + cells
+  return np.where(mask < 2, mask, 2 + cell).astype(np.uint8)
