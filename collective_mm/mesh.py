@@ -173,14 +173,17 @@ def explicit_axes(x: jax.Array) -> dict[int, frozenset[str]]:
   }
 
 
-def explicit_sharding(x: jax.Array, new_dims: int = 0) -> jax.P | None:
-  """How Explicit axes shard `x`, behind new dims; None where there are none.
+def explicit_sharding(
+  x: jax.Array, new_dims: int = 0, at: int = 0
+) -> jax.P | None:
+  """How Explicit axes shard `x` with new dims; None where there are none.
 
   It is the `out_sharding` that jax asks for where it cannot tell.
   """
   if not jax.sharding.get_abstract_mesh().explicit_axes:
     return None
-  return jax.P(*[None] * new_dims, *jax.typeof(x).sharding.spec)
+  spec = jax.typeof(x).sharding.spec
+  return jax.P(*spec[:at], *[None] * new_dims, *spec[at:])
 
 
 def all_gather(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
@@ -209,6 +212,24 @@ def psum_scatter(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
   return _seen_as_auto(scatter, x)
 
 
+def psum(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.psum`; nothing on an axis of one device, if jax lets us.
+
+  Where `jax.shard_map` tracks what varies, a sum alone says that `x` no longer
+  does; compilers leave such all-reduces of one member in.
+  """
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.psum(x, axis_name)
+
+
+def pmax(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.pmax`, as `psum`."""
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.pmax(x, axis_name)
+
+
 def _seen_as_auto(collective, x: jax.Array) -> jax.Array:
   """`collective(x)`, which leaves the sharding over Explicit axes as it is.
 
@@ -223,13 +244,14 @@ def _seen_as_auto(collective, x: jax.Array) -> jax.Array:
 
 
 def empty_like_varying(
-  shape: tuple[int, ...], dtype, like: jax.Array
+  shape: tuple[int, ...], dtype, like: jax.Array, at: int = 0
 ) -> jax.Array:
   """An uninitialised array that varies over the same axes as `like`.
 
-  Explicit axes shard its last dims as they do those of `like`.
+  Explicit axes shard its dims as they do those of `like`, but for new ones, if
+  there are any more, from dim `at` on.
   """
-  sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim)
+  sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim, at=at)
   buffer = lax.empty(shape, dtype, out_sharding=sharding)
   return vary_over(buffer, varying_axes(like))
 

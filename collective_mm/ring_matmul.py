@@ -169,44 +169,45 @@ def _gather_rows(x, ws, route, transpose, keep, finish):
     done = finish(tuple(ys))
     if outs is None:
       outs = jax.tree.map(lambda leaf: _chunk_buffer(x, leaf, route), done)
-    at = (owner, *route.start(x.ndim - 1, lane))
-    outs = jax.tree.map(functools.partial(_write, at=at), outs, done)
+    write = functools.partial(
+      _write, dim=route.dim, owner=owner, start=route.start(x.ndim - 1, lane)
+    )
+    outs = jax.tree.map(write, outs, done)
     if keep:
       full = _chunk_buffer(x, x, route) if full is None else full
-      full = _write(full, piece, at)
+      full = write(full, piece)
   whole = jax.tree.map(lambda out: _merge_chunks(out, route.dim), outs)
   return whole, _merge_chunks(full, route.dim) if keep else None
 
 
 def _merge_chunks(out: jax.Array, dim: int) -> jax.Array:
-  """Chunks, numbered by a leading dim, behind each other in `dim`.
-
-  The compiler lays the chunks out so that this takes no copy.
-  """
-  out = jnp.moveaxis(out, 0, dim)
+  """Chunks, numbered by dim `dim`, behind each other in the next: no copy."""
   return out.reshape(*out.shape[:dim], -1, *out.shape[dim + 2 :])
 
 
 def _cut_chunks(x: jax.Array, dim: int, count: int) -> jax.Array:
   """Undoes `_merge_chunks`."""
-  chunks = x.reshape(*x.shape[:dim], count, -1, *x.shape[dim + 1 :])
-  return jnp.moveaxis(chunks, dim, 0)
+  return x.reshape(*x.shape[:dim], count, -1, *x.shape[dim + 1 :])
 
 
 def _chunk_buffer(x: jax.Array, leaf: jax.Array, route: Route) -> jax.Array:
   """Room for `leaf` of every chunk of the gathered `x`.
 
-  The chunks get a leading dim of their own: the compiler then writes each
-  product in place, as part of the product.
+  The chunks get a dim of their own: the compiler then writes each product in
+  place, as part of the product.
   """
-  shape = (route.size, *x.shape[:-1], *leaf.shape[x.ndim - 1 :])
-  return empty_like_varying(shape, leaf.dtype, like=leaf)
+  shape = [*x.shape[:-1], *leaf.shape[x.ndim - 1 :]]
+  shape.insert(route.dim, route.size)
+  return empty_like_varying(tuple(shape), leaf.dtype, like=leaf, at=route.dim)
 
 
-def _write(out: jax.Array, piece: jax.Array, at: tuple) -> jax.Array:
-  """`out` with `piece` as part of one chunk, from `at` on."""
-  at = (*at, *(0,) * (out.ndim - len(at)))
-  return lax.dynamic_update_slice(out, piece[None], at)
+def _write(
+  out: jax.Array, piece: jax.Array, *, dim: int, owner: jax.Array, start: list
+) -> jax.Array:
+  """`out` with `piece` as part of the owner's chunk, from `start` on."""
+  at = [*start, *[0] * (out.ndim - 1 - len(start))]
+  at.insert(dim, owner)
+  return lax.dynamic_update_slice(out, jnp.expand_dims(piece, dim), at)
 
 
 def _gather_features(x, ws, route, transpose, keep, finish):
@@ -261,7 +262,7 @@ def matmul_scatter(
   chunk = xs[0].shape
   if route.by_rows:
     xs = tuple(_cut_chunks(x, route.dim, route.size) for x in xs)
-    chunk = xs[0].shape[1:]
+    chunk = (*chunk[: route.dim], *xs[0].shape[route.dim + 1 :])
   width = _columns(ws[0], transpose) // route.size
 
   def add_share(owner, lane, arrived):
@@ -274,10 +275,12 @@ def matmul_scatter(
       total = arrived.astype(route.accum_dtype)
     for x, w in zip(terms, ws, strict=True):
       if route.by_rows:
-        start = (owner, *route.start(x.ndim - 1, lane))
-        piece = list(x.shape)
-        piece[0], piece[route.split_dim + 1] = 1, lane.stop - lane.start
-        x = lax.dynamic_slice(x, start, piece)[0]
+        start = route.start(x.ndim - 1, lane)
+        piece = [*chunk[:-1], x.shape[-1]]
+        piece[route.split_dim] = lane.stop - lane.start
+        start.insert(route.dim, owner)
+        piece.insert(route.dim, 1)
+        x = jnp.squeeze(lax.dynamic_slice(x, start, piece), route.dim)
       else:
         axis = 0 if transpose else 1
         w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)

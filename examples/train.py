@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
   # These import jax, which reads the platform then.
   from jax.errors import JaxRuntimeError
 
+  from examples.checkpoints import CheckpointError
   from examples.stop import Stopped
   from examples.train_flags import parse
   from examples.train_loop import run
@@ -46,8 +47,11 @@ def main(argv: list[str]) -> int:
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     return 128 + stopped.signal
+  except CheckpointError as error:
+    code, said = 1, f"error: {error}"
   except OSError as error:
-    code, said = 1, f"error: {error.strerror}: {error.filename}"
+    said = f"error: {error.strerror or error}"
+    code, said = 1, said + (f": {error.filename}" if error.filename else "")
   except JaxRuntimeError as error:
     if not request or not request.hosts:
       raise

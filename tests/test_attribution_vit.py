@@ -24,7 +24,7 @@ def model():
   # The head begins at zero, where no image matters.
   head = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
   params["head"]["kernel"] = head
-  mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
+  mesh = make_mesh(data=1, model=2, devices=jax.devices()[:2])
   return Model(CFG, params, mesh, 8, None)
 
 

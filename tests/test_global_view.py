@@ -87,3 +87,16 @@ def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
     r"got a mesh of {'data': 2, 'model': 4}",
   ):
     jax.eval_shape(jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P()), x)
+
+
+def test_nothing_is_transposed_on_the_way():
+  # What travels stays where it is, forward and backward: on a TPU a move of
+  # dims is a pass over memory, once or at every step of the ring.
+  def f(x, kernel, back):
+    (h,) = global_view.column(x, (kernel,), mesh=mesh_of(), gather_dim=1)
+    return global_view.row(h, back, mesh=mesh_of(), scatter_dim=1)
+
+  x, kernel, back = whole(2, 8, 6), whole(6, 8), whole(8, 6)
+  text = str(jax.make_jaxpr(with_gradients(f))(x, kernel, back))
+  assert text.count(" = ppermute") >= 9
+  assert " = transpose" not in text

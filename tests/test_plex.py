@@ -73,10 +73,12 @@ def member_of(params, e):
   }
 
 
-@pytest.mark.parametrize("cfg", [PARALLEL, SEQUENTIAL])
-def test_members_are_vits_of_their_own(mesh, images, cfg):
+@pytest.mark.parametrize(
+  ("cfg", "schedule"), [(PARALLEL, "unoverlapped"), (SEQUENTIAL, "auto")]
+)
+def test_members_are_vits_of_their_own(mesh, images, cfg, schedule):
   plex = PlexConfig()
-  model = PlexViT(cfg, plex, mesh)
+  model = PlexViT(cfg, plex, mesh, schedule=schedule)
   params = model.init(KEY, trained(cfg))
   got = jax.jit(model.__call__)(params, images, KEY)
   assert got.shape == (2 * IMAGES, cfg.classes)
@@ -93,7 +95,7 @@ def test_members_are_vits_of_their_own(mesh, images, cfg):
 
 def test_unit_vectors_leave_the_vit_as_it_is(mesh, images):
   plex = PlexConfig(sign=0, head="dense")
-  model = PlexViT(PARALLEL, plex, mesh)
+  model = PlexViT(PARALLEL, plex, mesh, schedule="unoverlapped")
   params = trained(PARALLEL)
   got = jax.jit(model.probabilities)(model.init(KEY, params), images, KEY)
   logits, _ = reference(PARALLEL)(params, images)

@@ -21,7 +21,7 @@ COLOURS = {
   "cyan": (50, 210, 220),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
-SIZES = {"small": (0.20, 0.25), "large": (0.34, 0.42)}  # radius over the side
+SIZES = {"small": (0.22, 0.27), "large": (0.36, 0.43)}  # radius over the side
 ATTRIBUTES = (*COLOURS, *SHAPES, *SIZES)
 PROMPTS = (
   "a {size} {colour} {shape}",
@@ -170,7 +170,7 @@ def draw(
   image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
   radius = _SIDE * rng.uniform(*tuple(SIZES.values())[size])
   centre = rng.uniform(radius, _SIDE - radius, 2)
-  angle = rng.uniform(-0.3, 0.3)
+  angle = rng.uniform(-0.2, 0.2)
   paint = np.array(tuple(COLOURS.values())[colour]) + rng.integers(-15, 16, 3)
   fill = tuple(paint.clip(0, 255).tolist())
   pen = ImageDraw.Draw(image)

@@ -22,9 +22,10 @@ from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit_config import ViTConfig, get_config
 
 _FOLDER = Path("runs") / "demo"
+_DRAWN = 4096  # shapes to learn from
 
 
-def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
+def digits(*, steps: int = 150, folder=_FOLDER):
   """A ViT that has learned the training part of the digits.
 
   Returns:
@@ -33,36 +34,41 @@ def digits(mesh: jax.sharding.Mesh, *, steps: int = 150, folder=_FOLDER):
   cfg = get_config("vit_tiny", head_bias_init=math.log(1 / 9))
   source = scans.load("train")
   batches = iter(train_batches(source, cfg, batch=128, seed=0))
-  return cfg, kept("digits", cfg, mesh, batches, steps=steps, folder=folder)
+  return cfg, kept("digits", cfg, batches, steps=steps, folder=folder)
 
 
-def shapes(*, steps: int = 300, folder=_FOLDER):
-  """A ViT that has learned colours, shapes and sizes, apart from each other.
+def shapes(*, steps: int = 800, folder=_FOLDER):
+  """A ViT that has learned colours, shapes and sizes of the drawn shapes.
 
-  From the combinations of "shapes" alone; those of "shapes:unseen" are what to
-  evaluate it on.
+  Apart from each other, as JFT's labels are: no label says which colour goes
+  with which shape.
 
   Returns:
     Its config and its parameters.
   """
-  source = open_source("shapes", "train")
-  classes = len(source.classes)
-  cfg = get_config(
-    "vit_tiny", channels=3, classes=classes, head_bias_init=math.log(0.2)
+  source = dataclasses.replace(
+    open_source("shapes:all", "train"), by_attribute=True, count=_DRAWN
   )
-  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  cfg = get_config(
+    "vit_tiny",
+    width=48,
+    depth=3,
+    mlp=96,
+    channels=3,
+    classes=len(source.classes),
+    head_bias_init=math.log(0.2),
+  )
   batches = _shuffled(source, cfg, batch=128)
-  return cfg, kept("shapes", cfg, one, batches, steps=steps, folder=folder)
+  return cfg, kept("shapes", cfg, batches, steps=steps, folder=folder)
 
 
-def _shuffled(source, cfg, *, batch: int, count: int = 4096) -> Iterator[dict]:
+def _shuffled(source, cfg, *, batch: int) -> Iterator[dict]:
   """Endless batches of images that are drawn once, since drawing takes longer
   than learning."""
-  few = dataclasses.replace(source, count=count)
-  (whole,) = eval_batches(few, cfg, batch=count)
+  (whole,) = eval_batches(source, cfg, batch=len(source))
   rng = np.random.default_rng(0)
   while True:
-    rows = rng.integers(count, size=batch)
+    rows = rng.integers(len(source), size=batch)
     yield {name: x[rows] for name, x in whole.items()}
 
 
@@ -74,20 +80,23 @@ def digit_images(source: scans.Digits, size: int = 32) -> list[np.ndarray]:
 def kept(
   name: str,
   cfg: ViTConfig,
-  mesh: jax.sharding.Mesh,
   batches: Iterator[dict],
   *,
   steps: int,
   lr: float = 3e-3,
   folder: Path = _FOLDER,
 ) -> dict:
-  """Returns what `fit` does, from `folder` if it was trained before."""
+  """Returns what `fit` does, from `folder` if it was trained before.
+
+  On one device: there a small model is done soonest.
+  """
   key = hashlib.sha256(json.dumps([repr(cfg), steps, lr]).encode())
   path = folder / f"{name}-{key.hexdigest()[:8]}.safetensors"
   if path.exists():
     return tensors.read(path)[1]
   print(f"training the demo's model once, {steps} steps: {path}")
-  params = jax.device_get(fit(cfg, mesh, batches, steps=steps, lr=lr))
+  one = make_mesh(data=1, model=1, devices=jax.devices()[:1])
+  params = jax.device_get(fit(cfg, one, batches, steps=steps, lr=lr))
   folder.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(f".{os.getpid()}.tmp")
   tensors.write(partial, cfg, params)

@@ -43,6 +43,7 @@ def evaluate(given: flags.FlagValues) -> dict:
   import json
 
   from examples.eval import ood_demo
+  from examples.eval.metrics.effective_robustness import effective_robustness
   from examples.usage import blame
 
   others = {}
@@ -58,8 +59,6 @@ def evaluate(given: flags.FlagValues) -> dict:
   ours = {f"{name} [%]": 100 * value for name, value in found.items()}
   lines = _lines(others, standard, found)
   for name, line in lines.items():
-    from examples.eval.metrics.effective_robustness import effective_robustness
-
     ours[f"effective robustness on {name} [%]"] = 100 * effective_robustness(
       found[standard], found[name], line
     )
@@ -78,6 +77,7 @@ def _on_disk(given):
   """Accuracy on each set of `--sets`."""
   from examples.eval import imagenet_sets, tasks
   from examples.eval.metrics import corruptions
+  from examples.eval.metrics.label_maps import top1_among
   from examples.usage import blame
 
   if not given.sets:
@@ -106,7 +106,7 @@ def _on_disk(given):
       cfg, params, mesh, source, layers=("logits",), batch=given.batch,
       cache=cache,
     )  # fmt: skip
-    return accuracy_on(part.x, part.labels, source.groups)
+    return top1_among(part.x, part.labels, source.groups)
 
   found = {k: accuracy(s) for k, s in opened.items() if k != "imagenet_c"}
   if "imagenet_c" in opened:
@@ -124,14 +124,6 @@ def _on_disk(given):
     "width": (cfg.width, 6144),
     "image": (cfg.image, "224, 384, 518, 560"),
   }
-
-
-def accuracy_on(logits, labels, groups) -> float:
-  """Top-1 among the classes that a set has."""
-  from examples.eval.metrics.classification import top1
-  from examples.eval.metrics.label_maps import restrict
-
-  return top1(logits if groups is None else restrict(logits, groups), labels)
 
 
 def _lines(others, standard, found):

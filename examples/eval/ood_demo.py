@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from examples.data.sources import open_source
 from examples.eval import command, demo, tasks
-from examples.eval.ood import accuracy_on
+from examples.eval.metrics.label_maps import top1_among
 
 _STEPS = (40, 80)  # that the baselines were trained for
 _EVEN = tuple((digit,) for digit in range(0, 10, 2))
@@ -65,24 +65,23 @@ def evaluate(given):
       )
 
     clean = read(source)
-    found = {"clean": accuracy_on(clean.x, clean.labels, None)}
+    found = {"clean": top1_among(clean.x, clean.labels, None)}
     for kind in ("noise", "blur"):
       parts = [read(Shifted(source, kind, severity)) for severity in (1, 2, 3)]
       found[kind] = float(
-        np.mean([accuracy_on(p.x, p.labels, None) for p in parts])
+        np.mean([top1_among(p.x, p.labels, None) for p in parts])
       )
     if not whole:
       return found
     even = clean.classes % 2 == 0
-    found["even digits, among themselves"] = accuracy_on(
+    found["even digits, among themselves"] = top1_among(
       clean.x[even], clean.labels[even][:, ::2], _EVEN
     )
     return found
 
-  ours = accuracies(*demo.digits(mesh), whole=True)
+  ours = accuracies(*demo.digits(), whole=True)
   others = {
-    f"{steps} steps": accuracies(*demo.digits(mesh, steps=steps))
-    for steps in _STEPS
+    f"{steps} steps": accuracies(*demo.digits(steps=steps)) for steps in _STEPS
   }
   return (
     ours,

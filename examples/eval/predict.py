@@ -127,9 +127,7 @@ class Model(NamedTuple):
 def open_model(given, out: Path) -> Model:
   """Opens the model of `--checkpoint`, or trains that of `--demo`."""
   mesh = command.mesh_of(given)
-  cfg, params = (
-    demo.digits(mesh) if given.demo else command.model_of(given, mesh)
-  )
+  cfg, params = demo.digits() if given.demo else command.model_of(given, mesh)
   return Model(cfg, params, mesh, given.batch, out / "features")
 
 

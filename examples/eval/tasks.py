@@ -116,7 +116,7 @@ def open_task(
   if not given.demo:
     cfg, params = command.model_of(given, mesh)
   elif spec == "digits":
-    cfg, params = demo.digits(mesh)
+    cfg, params = demo.digits()
   else:
     cfg, params = demo.shapes()
   return Task(

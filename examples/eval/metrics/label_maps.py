@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.eval.metrics.classification import top1
+
 SETS = ("imagenet_a", "imagenet_r", "objectnet")
 IMAGENET_CLASSES = 1000
 OBJECTNET_CLASSES = 313  # of which 113 are in the map
@@ -120,6 +122,21 @@ def restrict(logits: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
   starts = np.cumsum([0, *map(len, groups)])[:-1]
   grouped = np.add.reduceat(z, starts, axis=1)
   return grouped / grouped.sum(axis=1, keepdims=True)
+
+
+def top1_among(
+  logits: np.ndarray,
+  labels: np.ndarray,
+  groups: Sequence[Sequence[int]] | None,
+) -> float:
+  """Returns `top1` among the classes that a data set has.
+
+  Args:
+    logits: `[N, V]`.
+    labels: `[N, G]`, or `[N, V]` without groups.
+    groups: as for `restrict`; None for all classes.
+  """
+  return top1(logits if groups is None else restrict(logits, groups), labels)
 
 
 def relabel(
