@@ -21,11 +21,11 @@ from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit_config import ViTConfig, get_config
 
-_FOLDER = Path("runs") / "demo"
+FOLDER = Path("runs") / "demo"
 _DRAWN = 4096  # shapes to learn from
 
 
-def digits(*, steps: int = 150, folder=_FOLDER):
+def digits(*, steps: int = 150, folder=FOLDER):
   """A ViT that has learned the training part of the digits.
 
   Returns:
@@ -37,7 +37,7 @@ def digits(*, steps: int = 150, folder=_FOLDER):
   return cfg, kept("digits", cfg, batches, steps=steps, folder=folder)
 
 
-def shapes(*, steps: int = 800, folder=_FOLDER):
+def shapes(*, steps: int = 800, folder=FOLDER):
   """A ViT that has learned colours, shapes and sizes of the drawn shapes.
 
   Apart from each other, as JFT's labels are: no label says which colour goes
@@ -84,7 +84,7 @@ def kept(
   *,
   steps: int,
   lr: float = 3e-3,
-  folder: Path = _FOLDER,
+  folder: Path = FOLDER,
 ) -> dict:
   """Returns what `fit` does, from `folder` if it was trained before.
 
