@@ -26,7 +26,8 @@ from collective_mm.op_arguments import (
   pad,
   pairs,
   routes,
-  with_rows,
+  rows_first,
+  undo_rows_first,
 )
 from collective_mm.ring_matmul import Route
 
@@ -100,8 +101,9 @@ def all_gather_matmul(
     epilogue: `epilogue(*ys)` is applied to the products of each piece, inside
       the ring step, where the compiler fuses it with them: bias, activation,
       a norm over features, a split into heads. It maps rows to rows: every
-      leaf of its result begins with the row dims of its piece. Arrays that need
-      a gradient come in as `jax.tree_util.Partial(function, *arrays)`.
+      leaf of its result begins with the row dims of its piece, in which the
+      gathered one is outermost. Arrays that need a gradient come in as
+      `jax.tree_util.Partial(function, *arrays)`.
     accum_dtype: dtype in which products are summed, whatever `x` and `w` are.
     dw: "regather" keeps only the shard of `x` for backward; "save" keeps the
       gathered `x`, under the checkpoint name "all_gather_matmul_x".
@@ -179,8 +181,8 @@ def all_gather_matmul(
   plan = _Plan(forward, backward, save=dw == "save", epilogue=treedef)
   x, *alike = vary_alike(axis_name, x, *ws, *operands)
   ws, operands = tuple(alike[: len(ws)]), tuple(alike[len(ws) :])
-  ys = _gather_op(plan, with_rows(x), ws, operands)
-  ys = ys if x.ndim > 1 else jax.tree.map(lambda y: y[0], ys)
+  ys = _gather_op(plan, rows_first(x, dim), ws, operands)
+  ys = jax.tree.map(lambda y: undo_rows_first(y, dim, x.ndim), ys)
   return ys if isinstance(w, tuple) or epilogue is not None else ys[0]
 
 
@@ -284,10 +286,9 @@ def matmul_reduce_scatter(
   )
   alike = vary_alike(axis_name, *xs, *ws)
   xs, ws = alike[: len(xs)], alike[len(xs) :]
-  y = _scatter_op(
-    _Plan(forward, backward), tuple(with_rows(xi) for xi in xs), ws
-  )
-  return y if xs[0].ndim > 1 else y[0]
+  xs_first = tuple(rows_first(xi, dim) for xi in xs)
+  y = _scatter_op(_Plan(forward, backward), xs_first, ws)
+  return undo_rows_first(y, dim, xs[0].ndim)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

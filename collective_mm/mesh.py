@@ -81,11 +81,11 @@ def shard_over(
   per_device: Callable,
   *,
   mesh: jax.sharding.Mesh,
-  axis_name: str,
+  axis_names: set[str],
   in_specs,
   out_specs,
 ) -> Callable:
-  """`jax.shard_map` over one axis, which leaves the others as they are here.
+  """`jax.shard_map` over some axes, which leaves the others as they are here.
 
   Inside a `jax.shard_map` over others of them it is their mesh that counts.
   """
@@ -95,7 +95,7 @@ def shard_over(
     mesh=context if context.manual_axes else mesh,
     in_specs=in_specs,
     out_specs=out_specs,
-    axis_names={axis_name},
+    axis_names=axis_names,
   )
   if not context.manual_axes:
     return on_axis
@@ -173,17 +173,14 @@ def explicit_axes(x: jax.Array) -> dict[int, frozenset[str]]:
   }
 
 
-def explicit_sharding(
-  x: jax.Array, new_dims: int = 0, at: int = 0
-) -> jax.P | None:
-  """How Explicit axes shard `x` with new dims; None where there are none.
+def explicit_sharding(x: jax.Array, new_dims: int = 0) -> jax.P | None:
+  """How Explicit axes shard `x`, behind new dims; None where there are none.
 
   It is the `out_sharding` that jax asks for where it cannot tell.
   """
   if not jax.sharding.get_abstract_mesh().explicit_axes:
     return None
-  spec = jax.typeof(x).sharding.spec
-  return jax.P(*spec[:at], *[None] * new_dims, *spec[at:])
+  return jax.P(*[None] * new_dims, *jax.typeof(x).sharding.spec)
 
 
 def all_gather(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
@@ -244,14 +241,13 @@ def _seen_as_auto(collective, x: jax.Array) -> jax.Array:
 
 
 def empty_like_varying(
-  shape: tuple[int, ...], dtype, like: jax.Array, at: int = 0
+  shape: tuple[int, ...], dtype, like: jax.Array
 ) -> jax.Array:
   """An uninitialised array that varies over the same axes as `like`.
 
-  Explicit axes shard its dims as they do those of `like`, but for new ones, if
-  there are any more, from dim `at` on.
+  Explicit axes shard its last dims as they do those of `like`.
   """
-  sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim, at=at)
+  sharding = explicit_sharding(like, new_dims=len(shape) - like.ndim)
   buffer = lax.empty(shape, dtype, out_sharding=sharding)
   return vary_over(buffer, varying_axes(like))
 

@@ -175,12 +175,12 @@ def routes(
     )
     return decision.schedule[i]
 
+  split_dim = _split_dim(like, dim)
   return tuple(
     Route(
       axis_name=axis_name,
       by_rows=by_rows,
-      dim=dim,
-      split_dim=max(innermost_row_dim(like), 0),
+      split_dim=split_dim,
       schedule=chosen(i),
       chunks=chunks,
       accum_dtype=accum_dtype,
@@ -200,6 +200,22 @@ def innermost_row_dim(x: jax.Array) -> int:
   return max(free, default=x.ndim - 2)
 
 
-def with_rows(x: jax.Array) -> jax.Array:
-  """`x`, or a vector as the one row of a matrix."""
-  return x if x.ndim > 1 else x[None]
+def _split_dim(x: jax.Array, dim: int) -> int:
+  """The row dim of `rows_first(x, dim)` that lanes divide."""
+  innermost = innermost_row_dim(x)
+  is_behind = innermost < dim < x.ndim - 1
+  return 0 if innermost == dim else max(innermost + is_behind, 0)
+
+
+def rows_first(x: jax.Array, dim: int) -> jax.Array:
+  """`x` with row dim `dim` outermost; unchanged if `dim` holds features."""
+  if x.ndim == 1:
+    return x[None]
+  return x if dim == x.ndim - 1 else jnp.moveaxis(x, dim, 0)
+
+
+def undo_rows_first(y: jax.Array, dim: int, ndim: int) -> jax.Array:
+  """Undoes `rows_first` on the output of an op; `ndim` is that of `x`."""
+  if ndim == 1:
+    return y[0]
+  return y if dim == ndim - 1 else jnp.moveaxis(y, 0, dim)

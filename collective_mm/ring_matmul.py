@@ -3,15 +3,14 @@
 Arrays are `x[..., D]` and `w[D, F]`. Each function works for the two kinds of
 dim that can travel the ring:
 
-    rows      another dim is gathered or scattered (sequence parallel): chunks
-              are products of their own.
+    rows      dim 0 is gathered or scattered (sequence parallel): chunks are
+              products of their own.
     features  the last dim is (the paper's scheme): gathered chunks meet their
               own rows of `w` and add up; scattered ones take its columns.
 
 `transpose` reads every `w` as `w.T` without a copy: the same loops then serve
 as each other's gradients. No two dims of `x` are merged, because the compiler
-cannot keep a sharding over another mesh axis through that, and none is moved,
-because what follows would have to move it back.
+cannot keep a sharding over another mesh axis through that.
 """
 
 import dataclasses
@@ -40,7 +39,6 @@ class Route:
   Attributes:
     axis_name: mesh axis, or axes in mesh order, of the ring.
     by_rows: whether rows travel, else features.
-    dim: the dim that does, counted from the front.
     split_dim: the dim of a chunk that is dealt to lanes.
     schedule: "unoverlapped", "async", "one_way" or "two_way".
     chunks: lanes for each direction.
@@ -50,7 +48,6 @@ class Route:
 
   axis_name: AxisName
   by_rows: bool
-  dim: int
   split_dim: int
   schedule: str
   chunks: int
@@ -147,7 +144,7 @@ def gather_matmul(
   if route.rings_gather:
     loop = _gather_rows if route.by_rows else _gather_features
     return loop(x, ws, route, transpose, keep, finish)
-  dim = route.dim if route.by_rows else x.ndim - 1
+  dim = 0 if route.by_rows else x.ndim - 1
   full = all_gather(x, route.axis_name, dim)
   ys = [
     dot(full, w, route.accum_dtype, transpose=transpose).astype(x.dtype)
@@ -169,45 +166,29 @@ def _gather_rows(x, ws, route, transpose, keep, finish):
     done = finish(tuple(ys))
     if outs is None:
       outs = jax.tree.map(lambda leaf: _chunk_buffer(x, leaf, route), done)
-    write = functools.partial(
-      _write, dim=route.dim, owner=owner, start=route.start(x.ndim - 1, lane)
-    )
-    outs = jax.tree.map(write, outs, done)
+    at = (owner, *route.start(x.ndim - 1, lane))
+    outs = jax.tree.map(functools.partial(_write, at=at), outs, done)
     if keep:
       full = _chunk_buffer(x, x, route) if full is None else full
-      full = write(full, piece)
-  whole = jax.tree.map(lambda out: _merge_chunks(out, route.dim), outs)
-  return whole, _merge_chunks(full, route.dim) if keep else None
-
-
-def _merge_chunks(out: jax.Array, dim: int) -> jax.Array:
-  """Chunks, numbered by dim `dim`, behind each other in the next: no copy."""
-  return out.reshape(*out.shape[:dim], -1, *out.shape[dim + 2 :])
-
-
-def _cut_chunks(x: jax.Array, dim: int, count: int) -> jax.Array:
-  """Undoes `_merge_chunks`."""
-  return x.reshape(*x.shape[:dim], count, -1, *x.shape[dim + 1 :])
+      full = _write(full, piece, at)
+  whole = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), outs)
+  return whole, full.reshape(-1, *full.shape[2:]) if keep else None
 
 
 def _chunk_buffer(x: jax.Array, leaf: jax.Array, route: Route) -> jax.Array:
   """Room for `leaf` of every chunk of the gathered `x`.
 
-  The chunks get a dim of their own: the compiler then writes each product in
-  place, as part of the product.
+  The chunks get a leading dim of their own: the compiler then writes each
+  product in place, as part of the product.
   """
-  shape = [*x.shape[:-1], *leaf.shape[x.ndim - 1 :]]
-  shape.insert(route.dim, route.size)
-  return empty_like_varying(tuple(shape), leaf.dtype, like=leaf, at=route.dim)
+  shape = (route.size, *x.shape[:-1], *leaf.shape[x.ndim - 1 :])
+  return empty_like_varying(shape, leaf.dtype, like=leaf)
 
 
-def _write(
-  out: jax.Array, piece: jax.Array, *, dim: int, owner: jax.Array, start: list
-) -> jax.Array:
-  """`out` with `piece` as part of the owner's chunk, from `start` on."""
-  at = [*start, *[0] * (out.ndim - 1 - len(start))]
-  at.insert(dim, owner)
-  return lax.dynamic_update_slice(out, jnp.expand_dims(piece, dim), at)
+def _write(out: jax.Array, piece: jax.Array, at: tuple) -> jax.Array:
+  """`out` with `piece` as part of one chunk, from `at` on."""
+  at = (*at, *(0,) * (out.ndim - len(at)))
+  return lax.dynamic_update_slice(out, piece[None], at)
 
 
 def _gather_features(x, ws, route, transpose, keep, finish):
@@ -256,13 +237,13 @@ def matmul_scatter(
       dot(x, w, route.accum_dtype, transpose=transpose)
       for x, w in zip(xs, ws, strict=True)
     ).astype(wire_dtype)
-    dim = route.dim if route.by_rows else y.ndim - 1
+    dim = 0 if route.by_rows else y.ndim - 1
     return psum_scatter(y, route.axis_name, dim).astype(dtype)
 
   chunk = xs[0].shape
   if route.by_rows:
-    xs = tuple(_cut_chunks(x, route.dim, route.size) for x in xs)
-    chunk = (*chunk[: route.dim], *xs[0].shape[route.dim + 1 :])
+    chunk = (chunk[0] // route.size, *chunk[1:])
+    xs = tuple(x.reshape(route.size, *chunk[:-1], x.shape[-1]) for x in xs)
   width = _columns(ws[0], transpose) // route.size
 
   def add_share(owner, lane, arrived):
@@ -275,12 +256,10 @@ def matmul_scatter(
       total = arrived.astype(route.accum_dtype)
     for x, w in zip(terms, ws, strict=True):
       if route.by_rows:
-        start = route.start(x.ndim - 1, lane)
-        piece = [*chunk[:-1], x.shape[-1]]
-        piece[route.split_dim] = lane.stop - lane.start
-        start.insert(route.dim, owner)
-        piece.insert(route.dim, 1)
-        x = jnp.squeeze(lax.dynamic_slice(x, start, piece), route.dim)
+        start = (owner, *route.start(x.ndim - 1, lane))
+        piece = list(x.shape)
+        piece[0], piece[route.split_dim + 1] = 1, lane.stop - lane.start
+        x = lax.dynamic_slice(x, start, piece)[0]
       else:
         axis = 0 if transpose else 1
         w = lax.dynamic_slice_in_dim(w, owner * width, width, axis=axis)

@@ -57,6 +57,11 @@ class Checkpoints:
     try:
       self._manager = ocp.CheckpointManager(
         self._directory,
+        item_handlers={
+          # Floats hardly shrink, and zstd takes processors from training.
+          "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+          "about": ocp.JsonCheckpointHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
           max_to_keep=keep, cleanup_tmp_directories=True
         ),

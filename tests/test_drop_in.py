@@ -190,7 +190,7 @@ def test_rings_hide_what_the_original_waits_for(model, name):
     (report, ["--model=vit", "--model_axis=3"], "--model_axis must divide 8"),
     (report, [], "the following arguments are required: --model"),
     (bench_llama, ["--methods=ours"], "--methods must be some of unoverlap"),
-    (bench_llama, ["--model=3"], "--model must be sizes that divide 8, got 3"),
+    (bench_llama, ["--data=three"], "argument --data: invalid int value"),
   ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(

@@ -147,7 +147,7 @@ def tower_of(given, images: Images) -> lit_tower.Tower:
 DEMO = {
   "size": "small",
   "vocabulary": 64,
-  "steps": 300,
+  "steps": 200,
   "pairs": 128,
   "lr": 3e-3,
   "seed": 0,

@@ -4,7 +4,7 @@ Fine-tunes the ViT plain, with BatchEnsemble layers, with a heteroscedastic head
 and with both, and scores each on four questions (paper, section 5.3 and
 Appendix I): corrupted images (accuracy, NLL, ECE, OC-AUC, mCE), images of no
 known class (AUROC, AUPRC), selective prediction, and soft labels. The demo
-takes about four minutes on two cores.
+takes five minutes of one core.
 
 `--data` and `--checkpoint` name images and a model to begin with;
 `--corrupted=PATH` has CORRUPTION/SEVERITY/CLASS/image as ImageNet-C,

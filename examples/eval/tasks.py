@@ -96,6 +96,7 @@ def open_task(
   *,
   data: str | None = None,
   demo_data: str = "shapes:unseen",
+  demo_steps: int | None = None,
 ) -> Task:
   """Opens what the flags name: `--checkpoint` and `--data`, or `--demo`.
 
@@ -104,6 +105,7 @@ def open_task(
     name: of the evaluation.
     data: the data set; None for that of the flags.
     demo_data: that of `--demo`.
+    demo_steps: that its model learns the digits in; None for its own.
 
   Raises:
     UsageError: if one of them cannot be read.
@@ -116,7 +118,8 @@ def open_task(
   if not given.demo:
     cfg, params = command.model_of(given, mesh)
   elif spec == "digits":
-    cfg, params = demo.digits()
+    steps = {} if demo_steps is None else {"steps": demo_steps}
+    cfg, params = demo.digits(**steps)
   else:
     cfg, params = demo.shapes()
   return Task(
