@@ -49,7 +49,7 @@ bench: $(INSTALLED)  ## time the ops here; ARGS=--simulate=v4 needs no TPU
 docs: $(INSTALLED)  ## the guides and the API reference, as a site in build/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --editable '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-3.* build *.egg-info

@@ -1,5 +1,8 @@
 """Tensor-parallel matmuls for JAX that hide their communication."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from collective_mm.all_reduce import matmul_all_reduce as matmul_all_reduce
 from collective_mm.collective import all_gather_matmul as all_gather_matmul
 from collective_mm.collective import (
@@ -8,9 +11,11 @@ from collective_mm.collective import (
 from collective_mm.dense import ColumnDense as ColumnDense
 from collective_mm.dense import RowDense as RowDense
 from collective_mm.mesh import make_mesh as make_mesh
-from collective_mm.overlap import OverlapReport as OverlapReport
-from collective_mm.overlap import overlap_report as overlap_report
 from collective_mm.prefetch import prefetch_scan as prefetch_scan
+
+if TYPE_CHECKING:
+  from collective_mm.overlap import OverlapReport as OverlapReport
+  from collective_mm.overlap import overlap_report as overlap_report
 
 __all__ = [
   "ColumnDense",
@@ -23,3 +28,10 @@ __all__ = [
   "overlap_report",
   "prefetch_scan",
 ]
+
+
+def __getattr__(name: str):
+  # Reading schedules takes a third of the time to import; few programs do.
+  if name in ("OverlapReport", "overlap_report"):
+    return getattr(importlib.import_module("collective_mm.overlap"), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -198,7 +198,7 @@ def tp_attention_projections(
   return shard_over(
     per_device,
     mesh=mesh,
-    axis_name=axis_name,
+    axis_names={axis_name},
     in_specs=(
       {n: {leaf: specs[n][leaf] for leaf in params[n]} for n in params},
       rows,

@@ -163,8 +163,8 @@ class RowDense(_Dense):
     scatter_dim: dim of `y` that comes out sharded over `axis_name`; -1 for the
       features.
     wire_dtype: as in `matmul_reduce_scatter`.
-    mesh, axis_name, use_bias, dtype, param_dtype, kernel_init, bias_init,
-      schedule, chunks, accum_dtype: as in `ColumnDense`.
+    mesh, axis_name, use_bias, dtype, param_dtype: as in `ColumnDense`.
+    kernel_init, bias_init, schedule, chunks, accum_dtype: as there.
 
   Example (four devices):
     >>> mesh = make_mesh(data=1, model=4, devices=jax.devices()[:4])

@@ -1,21 +1,28 @@
 """The ops on global arrays: what the layers of every framework call.
 
 On a mesh, given or set by `jax.set_mesh`, arrays are global: `jax.shard_map` is
-opened over the ring's axis alone, and the other mesh axes are left to the
-compiler (Auto), to the types (Explicit) or to the `jax.shard_map` that is open
-over them (Manual). Inside a `jax.shard_map` over the ring's axis they are those
-of one device.
+opened over the ring's axis. Inside a `jax.shard_map` over that axis they are
+those of one device.
+
+The other mesh axes are left to the types (Explicit) or to the `jax.shard_map`
+that is open over them (Manual). Auto ones that divide dim 0 of `x` are taken to
+shard it, as they do a batch, and are opened too; where they do not, they are
+left to the compiler. Rows can be merged where no axis is left: the TPU compiler
+then copies nothing on the way of a ring, which it does for more dims.
 """
 
 import contextlib
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
-from collective_mm.mesh import explicit_axes, shard_over
+from collective_mm.mesh import axis_size, explicit_axes, shard_over
 
 Biases = Sequence[jax.Array] | None
 
@@ -61,16 +68,22 @@ def column(
     finish = epilogue
     if epilogue is not None and biases is not None:
       finish = jax.tree_util.Partial(_biased(epilogue), biases)
+    alone = len(kernels) == 1  # then messages say w, not w[0]
+    rows = _Rows.of(x, gather_dim, axis_name)
     ys = all_gather_matmul(
-      x,
-      kernels,
+      rows.merge_chunk(x),
+      kernels[0] if alone else kernels,
       axis_name=axis_name,
-      gather_dim=gather_dim,
+      gather_dim=rows.dim,
       epilogue=finish,
       **options,
     )
+    ys = jax.tree.map(rows.split_whole, ys)
+    if finish is not None:
+      return ys
+    ys = (ys,) if alone else ys
     # An epilogue keeps its inputs for backward; a bias alone needs none.
-    return ys if finish or biases is None else _add(ys, biases)
+    return ys if biases is None else _add(ys, biases)
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
   mesh = ring_mesh(mesh, axis_name)
@@ -80,6 +93,7 @@ def column(
   check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
   for kernel in kernels:
     check_divides(mesh, axis_name, "features", kernel.shape[-1])
+  batch = _batch_axes(x, gather_dim, mesh, axis_name)
   w_spec = jax.P(None, axis_name)
   for name, array, spec in (
     ("x", x, x_spec),
@@ -89,9 +103,9 @@ def column(
   return shard_over(
     per_device,
     mesh=mesh,
-    axis_name=axis_name,
-    in_specs=(x_spec, w_spec, jax.P(axis_name)),
-    out_specs=sharded_dim(x.ndim, -1, axis_name),
+    axis_names={axis_name, *batch},
+    in_specs=(_over(x_spec, batch), w_spec, jax.P(axis_name)),
+    out_specs=_over(sharded_dim(x.ndim, -1, axis_name), batch),
   )(x, kernels, biases)
 
 
@@ -123,9 +137,15 @@ def row(
   """
 
   def per_device(x, kernel, bias):
+    rows = _Rows.of(x, scatter_dim, axis_name)
     y = matmul_reduce_scatter(
-      x, kernel, axis_name=axis_name, scatter_dim=scatter_dim, **options
+      rows.merge_whole(x),
+      kernel,
+      axis_name=axis_name,
+      scatter_dim=rows.dim,
+      **options,
     )
+    y = rows.split_chunk(y)
     return y if bias is None else y + bias
 
   if scatter_dim == x.ndim - 1:  # specs cannot tell it from a row dim
@@ -143,20 +163,115 @@ def row(
   check_divides(
     mesh, axis_name, f"dim {scatter_dim} of y", y_shape[scatter_dim]
   )
+  batch = _batch_axes(x, scatter_dim, mesh, axis_name)
   w_spec = jax.P(axis_name, None)
   _check_typed("x", x, x_spec, mesh, axis_name)
   _check_typed("kernel", kernel, w_spec, mesh, axis_name)
   return shard_over(
     per_device,
     mesh=mesh,
-    axis_name=axis_name,
+    axis_names={axis_name, *batch},
     in_specs=(
-      x_spec,
+      _over(x_spec, batch),
       w_spec,
       jax.P(axis_name if scatter_dim == -1 else None),
     ),
-    out_specs=y_spec,
+    out_specs=_over(y_spec, batch),
   )(x, kernel, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Merges the row dims of an op into one, where that is free.
+
+  Of a chunk `[B, S/t, D]` come rows in its own order; of what is gathered from
+  such chunks rows in the order `[t, B, S/t]`, as chunk stands behind chunk.
+  Between a column and a row layer one undoes the other, for nothing.
+
+  Attributes:
+    shape: the row dims of a chunk, or of the whole where features travel; None
+      where nothing is merged.
+    dim: the dim that travels, of what is merged.
+    at: the row dim that travels; None for features.
+    count: chunks, `t`.
+  """
+
+  shape: tuple[int, ...] | None
+  dim: int
+  at: int | None = None
+  count: int = 1
+
+  @classmethod
+  def of(cls, x: jax.Array, dim: int, axis_name: str) -> "_Rows":
+    """For an `x` of one device, whose dim `dim` travels."""
+    mesh = jax.sharding.get_abstract_mesh()
+    left = {mesh.shape[n] for n in set(mesh.shape) - {*mesh.manual_axes}}
+    if x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
+      return cls(None, dim)
+    if dim % x.ndim == x.ndim - 1:
+      return cls(x.shape[:-1], -1)
+    return cls(x.shape[:-1], 0, dim % x.ndim, axis_size(axis_name))
+
+  def merge_chunk(self, x: jax.Array) -> jax.Array:
+    """`[B, S/t, D]` to `[rows, D]`; `shape` is that of a chunk."""
+    return x if self.shape is None else x.reshape(-1, x.shape[-1])
+
+  def split_whole(self, y: jax.Array) -> jax.Array:
+    """`[t * rows, F]` to `[B, S, F]`; `shape` is that of a chunk."""
+    if self.shape is None:
+      return y
+    if self.at is None:
+      return y.reshape(*self.shape, y.shape[-1])
+    y = y.reshape(self.count, *self.shape, y.shape[-1])
+    return _join_dims(jnp.moveaxis(y, 0, self.at), self.at)
+
+  def merge_whole(self, x: jax.Array) -> jax.Array:
+    """`[B, S, F]` to `[t * rows, F]`; `shape` is that of the whole."""
+    if self.shape is None:
+      return x
+    if self.at is not None:
+      shape = list(x.shape)
+      shape[self.at : self.at + 1] = self.count, -1
+      x = jnp.moveaxis(x.reshape(shape), self.at, 0)
+    return x.reshape(-1, x.shape[-1])
+
+  def split_chunk(self, y: jax.Array) -> jax.Array:
+    """`[rows, D]` to `[B, S/t, D]`; `shape` is that of the whole."""
+    if self.shape is None:
+      return y
+    shape = list(self.shape)
+    if self.at is not None:
+      shape[self.at] //= self.count
+    return y.reshape(*shape, y.shape[-1])
+
+
+def _join_dims(y: jax.Array, at: int) -> jax.Array:
+  """Dims `at` and the next as one."""
+  return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
+
+
+def _batch_axes(
+  x: jax.Array, dim: int, mesh, axis_name: str
+) -> tuple[str, ...]:
+  """The Auto axes that may shard dim 0 of `x`, as they do a batch."""
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  names = tuple(
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == jax.sharding.AxisType.Auto
+    and name != axis_name
+    and name not in manual
+    and mesh.shape[name] > 1
+  )
+  count = math.prod(mesh.shape[name] for name in names)
+  if x.ndim < 3 or dim % x.ndim == 0 or x.shape[0] % count:
+    return ()
+  return names
+
+
+def _over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
+  """`spec` with dim 0, which it leaves whole, cut over `batch`."""
+  return jax.P(batch, *spec[1:]) if batch else spec
 
 
 @contextlib.contextmanager

@@ -81,22 +81,33 @@ def shard_over(
   per_device: Callable,
   *,
   mesh: jax.sharding.Mesh,
-  axis_name: str,
+  axis_names: set[str],
   in_specs,
   out_specs,
 ) -> Callable:
-  """`jax.shard_map` over one axis, which leaves the others as they are here.
+  """`jax.shard_map` over some axes, which leaves the others as they are here.
 
   Inside a `jax.shard_map` over others of them it is their mesh that counts.
   """
   context = jax.sharding.get_abstract_mesh()
-  return jax.shard_map(
+  on_axis = jax.shard_map(
     per_device,
     mesh=context if context.manual_axes else mesh,
     in_specs=in_specs,
     out_specs=out_specs,
-    axis_names={axis_name},
+    axis_names=axis_names,
   )
+  if not context.manual_axes:
+    return on_axis
+
+  def run(*arguments):
+    # The sum over an axis that is open outside is asked for there.
+    leaves, tree = jax.tree.flatten(arguments)
+    names = frozenset().union(*map(varying_axes, leaves))
+    leaves = [vary_over(leaf, names) for leaf in leaves]
+    return on_axis(*jax.tree.unflatten(tree, leaves))
+
+  return run
 
 
 def place(x: jax.Array, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:
@@ -196,6 +207,24 @@ def psum_scatter(x: jax.Array, axis_name: AxisName, dim: int) -> jax.Array:
     lax.psum_scatter, axis_name=axis_name, scatter_dimension=dim, tiled=True
   )
   return _seen_as_auto(scatter, x)
+
+
+def psum(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.psum`; nothing on an axis of one device, if jax lets us.
+
+  Where `jax.shard_map` tracks what varies, a sum alone says that `x` no longer
+  does; compilers leave such all-reduces of one member in.
+  """
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.psum(x, axis_name)
+
+
+def pmax(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`lax.pmax`, as `psum`."""
+  if axis_size(axis_name) == 1 and not varying_axes(x):
+    return x
+  return lax.pmax(x, axis_name)
 
 
 def _seen_as_auto(collective, x: jax.Array) -> jax.Array:

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 Chip = tuple[int, ...]
 
@@ -57,8 +56,8 @@ def wraps(device_kind: str, shape: Sequence[int]) -> tuple[bool, ...]:
 
 
 def hops(
-  a: ArrayLike,
-  b: ArrayLike,
+  a: jax.typing.ArrayLike,
+  b: jax.typing.ArrayLike,
   shape: Sequence[int],
   wrapped: Sequence[bool],
 ) -> np.ndarray:
@@ -213,7 +212,7 @@ class _Slice:
       wrapped=wraps(devices[0].device_kind, shape),
     )
 
-  def ring_hops(self, order: ArrayLike) -> np.ndarray:
+  def ring_hops(self, order: jax.typing.ArrayLike) -> np.ndarray:
     """Hops of each shift in rings `order[..., model]` of device positions."""
     ring = self.coords[order]
     return hops(ring, np.roll(ring, -1, axis=-2), self.shape, self.wrapped)

@@ -53,9 +53,15 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._about = about or {}
     self._saved: list[int] = []
+    self._pending = False  # a save whose end was not seen yet
     try:
       self._manager = ocp.CheckpointManager(
         self._directory,
+        item_handlers={
+          # Floats hardly shrink, and zstd takes processors from training.
+          "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+          "about": ocp.JsonCheckpointHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
           max_to_keep=keep, cleanup_tmp_directories=True
         ),
@@ -83,7 +89,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if the last save has failed.
     """
-    self._finish(self._manager.check_for_errors)
+    if self._pending and not self._manager.is_saving_in_progress():
+      self.wait()
 
   def save(self, step: int, state, data: dict | None = None) -> None:
     """Saves a tree of arrays; returns as soon as they may be donated.
@@ -112,6 +119,7 @@ class Checkpoints:
     self.wait()
     self._set_aside(step)
     self._saved.append(step)
+    self._pending = True
     items = ocp.args.Composite(
       state=ocp.args.PyTreeSave(nested(leaves)),
       about=ocp.args.JsonSave(about),
@@ -124,14 +132,16 @@ class Checkpoints:
     Raises:
       CheckpointError: if it has failed.
     """
-    self._finish(self._manager.wait_until_finished)
+    if self._pending:
+      self._finish(self._manager.wait_until_finished)
+      self._pending = False
 
   def _finish(self, call):
     """Calls `call`, which passes on whatever the background thread met."""
     try:
       call()
     except Exception as error:
-      step = self._saved.pop() if self._saved else None
+      step, self._pending = self._saved.pop(), False
       if jax.process_index() == 0:  # half a checkpoint is no use, but has size
         for partial in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
           shutil.rmtree(partial, ignore_errors=True)
@@ -213,34 +223,47 @@ def restore(
     for candidate in steps:
       folder = directory / str(candidate)
       try:
-        saved = _about(manager, candidate)["leaves"]
-        _read_once(folder.absolute() / "state")
-      except Exception as error:  # they pass on whatever their readers raise
-        reason = _reason(error)
-      else:
-        reason = None
-      if _anywhere(reason is not None):
-        reason = reason or "another host cannot read it"
-      else:
-        _check_same(saved, wanted, f"{flag}: checkpoint {folder}", only)
-        try:
-          found = _read(manager, candidate, wanted)
-        except Exception as error:
-          reason = _reason(error)
-        else:
-          bad = _changed(found, saved)
-          if not bad:
-            if damaged:
-              _say(f"warning: continuing from checkpoint {folder}")
-            names, tree = named(like), jax.tree.structure(like)
-            return jax.tree.unflatten(
-              tree, [found.get(name, leaf) for name, leaf in names.items()]
-            )
-          reason = f"{bad[0]} is not what was saved"
-      damaged.append(candidate)
-      _say(f"warning: checkpoint {folder} is damaged: {reason}")
+        found = _attempt(manager, folder, wanted, only, flag)
+      except _Damaged as damage:
+        damaged.append(candidate)
+        _say(f"warning: checkpoint {folder} is damaged: {damage}")
+        continue
+      if damaged:
+        _say(f"warning: continuing from checkpoint {folder}")
+      leaves = [found.get(name, leaf) for name, leaf in named(like).items()]
+      return jax.tree.unflatten(jax.tree.structure(like), leaves)
   names = ", ".join(map(str, damaged))
   raise UsageError(f"{flag}: no checkpoint in {directory} is whole: {names}")
+
+
+class _Damaged(Exception):
+  """A checkpoint that does not give back what was saved; says why."""
+
+
+def _attempt(manager, folder, wanted, only, flag) -> dict:
+  """Reads the wanted leaves of one checkpoint."""
+  step, reason = int(folder.name), None
+  try:
+    saved = {n: (x, s) for n, (x, s) in _about(manager, step)["leaves"].items()}
+    _read_once(folder.absolute() / "state")
+  except Exception as error:  # they pass on whatever their readers raise
+    reason = _reason(error)
+  if _anywhere(reason is not None):
+    raise _Damaged(reason or "another host cannot read it")
+  here = {name: described(x) for name, x in wanted.items()}
+  there = {name: x for name, (x, _) in matching(saved, only).items()}
+  if differ := differences(there, here):
+    raise UsageError(
+      f"{flag}: checkpoint {folder} is of another architecture: {differ}"
+    )
+  try:
+    found = _read(manager, step, wanted)
+  except Exception as error:
+    raise _Damaged(_reason(error)) from error
+  for name, bits in sums_of_bits(found).items():
+    if bits != saved[name][1]:
+      raise _Damaged(f"{name} is not what was saved")
+  return found
 
 
 def _steps(directory: Path) -> list[int]:
@@ -275,18 +298,6 @@ def _read(manager, step, wanted) -> dict:
     )
   )
   return named(manager.restore(step, args=items).state)
-
-
-def _check_same(saved, wanted, prefix, only) -> None:
-  here = {name: described(x) for name, x in wanted.items()}
-  there = {name: x for name, (x, _) in matching(saved, only).items()}
-  if differ := differences(there, here):
-    raise UsageError(f"{prefix} is of another architecture: {differ}")
-
-
-def _changed(found, saved) -> list[str]:
-  sums = sums_of_bits(found)
-  return [name for name in found if sums[name] != saved[name][1]]
 
 
 def _read_once(folder: Path) -> None:

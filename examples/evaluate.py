@@ -92,7 +92,12 @@ def evaluate(
       f"run in {workdir} has, got {classes}"
     )
   setup = Setup(config, choose_mesh(config), train, test)
-  state = restore(workdir / "checkpoints", setup.abstract_state())
+  state = restore(
+    workdir / "checkpoints",
+    setup.abstract_state(),
+    only="step|params/.*|ema/.*",
+    flag=f"--workdir={workdir}",
+  )
   setup.compile(train=False)
   result = setup.evaluate(state, lambda: True)
   return {"step": int(state.step), "data": config.data, **result}

@@ -1,6 +1,8 @@
 """Several processes, one run: how they meet, and how they agree."""
 
 import dataclasses
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -30,12 +32,17 @@ class Hosts:
   def meet(self) -> None:
     """Makes the processes one job; before anything asks jax for devices.
 
+    If one does not come in time, jax ends this process.
+
     Raises:
-      UsageError: if there is no cluster to ask, or a process did not come.
+      UsageError: if there is no cluster to ask.
     """
     # What CPUs of several processes exchange data by; other platforms do not
     # look at it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    news = threading.Timer(self.timeout_s / 4, self._tell)
+    news.daemon = True
+    news.start()
     try:
       jax.distributed.initialize(
         self.coordinator,
@@ -50,11 +57,15 @@ class Hosts:
         "--distributed needs a TPU slice, Slurm or Open MPI, or all of "
         f"--coordinator, --num_processes and --process_id: {error}"
       ) from error
-    except jax.errors.JaxRuntimeError as error:
-      raise UsageError(
-        f"--distributed: the {self.processes or ''} processes did not meet "
-        f"within {self.timeout_s} s: {str(error).splitlines()[0]}"
-      ) from error
+    finally:
+      news.cancel()
+
+  def _tell(self):
+    print(
+      f"still waiting for the other processes; this one ends after "
+      f"{self.timeout_s} s",
+      file=sys.stderr,
+    )
 
 
 def is_first() -> bool:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 # Panels of the picture, top to bottom: y label, then each scalar's legend.
 _PANELS = (
-  ("loss", {"train/loss": "training", "eval/loss": "held-out fifth"}),
-  ("accuracy", {"eval/accuracy": "held-out fifth"}),
+  ("loss", {"train/loss": "training", "eval/loss": "held out"}),
+  ("accuracy", {"eval/accuracy": "held out"}),
   ("attention logit", {"train/max_attention_logit": "largest, training"}),
 )
 
@@ -45,10 +45,14 @@ class RunLog:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._lines.close()
-    self._events.close()
-    draw(self.history, self._workdir / "curves.png")
+  def __exit__(self, _, error, __):
+    try:
+      self._lines.close()
+      self._events.close()
+      draw(self.history, self._workdir / "curves.png")
+    except OSError:
+      if error is None:  # a full disk has stopped the run already
+        raise
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Records scalars; a name is `group/scalar`, as TensorBoard groups them."""

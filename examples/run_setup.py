@@ -51,20 +51,24 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
 
 
 def choose_mesh(config: TrainConfig) -> jax.sharding.Mesh:
-  """Makes the mesh and checks that the model and the batch fit on it.
+  """Makes the mesh, of all devices.
 
   Raises:
-    UsageError: if they do not.
+    UsageError: if there are not as many as it should have.
   """
-  devices = jax.device_count()
   shape = config.mesh
   if shape is None:
+    devices = jax.device_count()
     tutorial = jax.default_backend() == "cpu" and devices == 8
     shape = (2, 4) if tutorial else (devices, 1)
-  flag = f"--mesh={shape[0]},{shape[1]}"
-  with blame(flag):
-    mesh = make_mesh(data=shape[0], model=shape[1])
+  with blame(f"--mesh={shape[0]},{shape[1]}"):
+    return make_mesh(data=shape[0], model=shape[1])
+
+
+def _check_fit(config, mesh):
+  """Checks that the mesh divides the model and the batch."""
   model = config.model
+  flag = f"--mesh={mesh.shape['data']},{mesh.shape['model']}"
   sizes = f"--heads={model.heads} --mlp={model.mlp} --width={model.width}"
   with blame(f"{flag} {sizes}"):
     check_mesh(model, mesh, mesh.size, config.layout)
@@ -76,7 +80,6 @@ def choose_mesh(config: TrainConfig) -> jax.sharding.Mesh:
         f"{mesh.size} = {config.batch // mesh.size} is not a multiple of "
         f"microbatches={config.microbatches}"
       )
-  return mesh
 
 
 class Setup:
@@ -99,9 +102,10 @@ class Setup:
     """Checks what can be wrong with the request; compiles nothing.
 
     Raises:
-      UsageError: if the data are not for this model, or a group of parameters
-        names none.
+      UsageError: if the model or the batch does not fit on the mesh, the data
+        are not for this model, or a group of parameters names none.
     """
+    _check_fit(config, mesh)
     self.config, self.mesh = config, mesh
     self.optimizer = make_optimizer(config.optimizer)
     self.skipped = Skipped(config.max_bad_images)

@@ -8,7 +8,7 @@ _WARM_UP = 2  # the first steps, which still load programs and fill buffers
 
 
 class StepTrace:
-  """Traces `count` steps of a run, each under its number.
+  """Traces `count` steps of a run.
 
   A context manager; leaving it ends a trace that is under way. The trace opens
   in xprof, TensorBoard or Perfetto.
@@ -31,12 +31,11 @@ class StepTrace:
   def __exit__(self, *_):
     self._end()
 
-  def step(self, number: int) -> jax.profiler.StepTraceAnnotation:
-    """Returns a context manager to take the step `number` in."""
+  def before(self, number: int) -> None:
+    """Begins the trace if the step `number`, which comes next, is its first."""
     if self._first <= number <= self._last and not self._running:
       jax.profiler.start_trace(str(self._folder))
       self._running = True
-    return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
   def after(self, number: int) -> None:
     """Ends the trace if the step `number`, which is done, was its last."""

@@ -128,10 +128,10 @@ def _flags():
   flags.DEFINE_bool("help", False, "show this help", short_name="h", **options)
   flags.DEFINE_integer("width", 256, "of the model", **count)
   flags.DEFINE_integer("depth", 6, "of the model", **count)
-  flags.DEFINE_integer("batch", 64, "images a step", **count)
-  flags.DEFINE_integer("every", 5, "steps from save to save", **count)
-  flags.DEFINE_integer("steps", 15, "of a round", **count)
-  flags.DEFINE_integer("rounds", 5, "of each kind", **count)
+  flags.DEFINE_integer("batch", 16, "images a step", **count)
+  flags.DEFINE_integer("every", 10, "steps from save to save", **count)
+  flags.DEFINE_integer("steps", 10, "of a round", **count)
+  flags.DEFINE_integer("rounds", 3, "of each kind", **count)
   flags.DEFINE_string("dir", None, "where to write [/tmp]", **options)
   return values
 

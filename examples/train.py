@@ -23,12 +23,12 @@ def main(argv: list[str]) -> int:
   # These import jax, which reads the platform then.
   from jax.errors import JaxRuntimeError
 
+  from examples.checkpoints import CheckpointError
   from examples.stop import Stopped
   from examples.train_flags import parse
   from examples.train_loop import run
 
-  # Orbax tells of its own tidying up at the level of warnings.
-  absl.logging.set_verbosity(absl.logging.ERROR)
+  _hush_orbax()
   # A font cache that another environment left names fonts that are gone.
   logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
   request = None
@@ -46,8 +46,11 @@ def main(argv: list[str]) -> int:
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     return 128 + stopped.signal
+  except CheckpointError as error:
+    code, said = 1, f"error: {error}"
   except OSError as error:
-    code, said = 1, f"error: {error.strerror}: {error.filename}"
+    said = f"error: {error.strerror or error}"
+    code, said = 1, said + (f": {error.filename}" if error.filename else "")
   except JaxRuntimeError as error:
     if not request or not request.hosts:
       raise
@@ -64,5 +67,22 @@ def main(argv: list[str]) -> int:
   return code
 
 
+def _hush_orbax() -> None:
+  """Leaves out what orbax logs and we are told anyway.
+
+  Its tidying up are warnings; a save that fails, which is an exception for us,
+  is an error of each thread and each task that had a part in it.
+  """
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _hook(unraisable) -> None:
+  """Leaves out what callbacks say that come after such a failure."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
+  sys.unraisablehook = _hook
   sys.exit(main(sys.argv))

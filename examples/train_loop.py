@@ -1,6 +1,7 @@
 """One training run, from its config to its final accuracy."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 import jax
 import tqdm
 
-from examples import hosts, pace, run_folder, stop
+from examples import first_weights, hosts, pace, run_folder, stop
 from examples.checkpoints import Checkpoints, restore
 from examples.pace import Pace
 from examples.presets import TrainConfig
@@ -20,6 +21,8 @@ from examples.usage import UsageError
 from models.optimizer import learning_rate
 from models.train_step import TrainState
 from profiling.flops import throughput, vit_flops_per_token
+
+_clock = time.monotonic
 
 
 class NonFinite(FloatingPointError):
@@ -53,11 +56,13 @@ def run(
   Raises:
     UsageError: if the run cannot be; nothing was overwritten then.
     NonFinite: if the loss is no longer finite.
+    CheckpointError: if a checkpoint could not be written.
     Stopped: if a signal asked for it; the state was saved.
   """
   train, test = open_data(config)
-  config, params = _first_weights(fitted(config, train), resume)
-  mesh = choose_mesh(config)
+  config, mesh, params = fitted(config, train), choose_mesh(config), None
+  if config.init_from and not resume:
+    config, params = first_weights.load(config, mesh)
   setup = Setup(config, mesh, train, test)
   workdir = workdir or run_folder.fresh(config.name)
   with stop.listening() as request:
@@ -78,7 +83,11 @@ def run(
     first = hosts.is_first()
     with (
       RunLog(workdir, start) if first else contextlib.nullcontext() as log,
-      Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
+      Checkpoints(
+        workdir / "checkpoints",
+        config.keep,
+        about={"config": dataclasses.asdict(config)},
+      ) as checkpoints,
       StepTrace(
         workdir / "trace", start, config.trace_steps if first else 0
       ) as trace,
@@ -98,7 +107,7 @@ class _Loop:
     self._log, self._checkpoints, self._trace = log, checkpoints, trace
     self._agreement = hosts.Agreement(setup.mesh)
     self._signal = 0  # which signal asked any process to stop
-    self._saved, self._saved_at = 0, time.monotonic()
+    self._saved, self._saved_at = 0, _clock()
     self._skipped = self._skipped_in_a_row = 0
 
   def train(self, state: TrainState) -> tuple[TrainState, dict]:
@@ -119,18 +128,20 @@ class _Loop:
       leave=False,
     )
     for step in bar:
+      self._trace.before(step)
       began = time.perf_counter()
       batch = next(batches)
       waiting_s = time.perf_counter() - began
-      with self._trace.step(step):
+      with jax.profiler.StepTraceAnnotation("train", step_num=step):
         state, metrics = setup.train(state, batch)
         asked = self._ask()
         # One step in flight: virtual CPU devices share a pool of threads.
         metrics = {k: float(x) for k, x in jax.device_get(metrics).items()}
-      self._trace.after(step)
       pace_ += Pace(1, time.perf_counter() - began, waiting_s)
+      self._trace.after(step)
       save = self._hear(asked)
       self._check(step, metrics)
+      self._checkpoints.check()
 
       if step % config.log_every == 0 or step == last:
         self._write(step, self._scalars(step, metrics, pace_))
@@ -209,7 +220,7 @@ class _Loop:
 
   def _ask(self):
     minutes = self._config.checkpoint_minutes
-    due = minutes and time.monotonic() - self._saved_at > 60 * minutes
+    due = minutes and _clock() - self._saved_at > 60 * minutes
     return self._agreement.ask(self._request.signal, bool(due))
 
   def _hear(self, asked) -> bool:
@@ -233,21 +244,13 @@ class _Loop:
     )
 
   def _save(self, step, state):
-    self._checkpoints.save(step, state)
-    self._saved, self._saved_at = step, time.monotonic()
+    # An item of the data depends on its number alone.
+    self._checkpoints.save(step, state, data={"next_item": step})
+    self._saved, self._saved_at = step, _clock()
 
   def _write(self, step, scalars):
     if self._log:
       self._log.write(step, scalars)
-
-
-def _first_weights(config: TrainConfig, resume):
-  """The config with the model of `init_from`, and its weights, if it is set."""
-  if resume or config.init_from is None:
-    return config, None
-  from examples.first_weights import load
-
-  return load(config)
 
 
 def _restored(setup, workdir, *, or_none) -> TrainState | None:

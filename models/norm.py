@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from collective_mm.mesh import psum
+
 EPSILON = 1e-6  # flax LayerNorm's default, which big_vision keeps
 
 
@@ -34,11 +36,15 @@ def layer_norm_features(x: jax.Array, norm: dict[str, jax.Array]) -> jax.Array:
   """
   x = x.astype(jnp.float32)
   if "bias" in norm:
-    x = x - lax.pmean(x.mean(axis=-1, keepdims=True), "model")
+    x = x - _mean_of_devices(x.mean(axis=-1, keepdims=True))
   variance = jnp.square(x).mean(axis=-1, keepdims=True)
-  variance = lax.pmean(variance, "model")
+  variance = _mean_of_devices(variance)
   y = x * lax.rsqrt(variance + EPSILON) * local_features(norm["scale"])
   return y + local_features(norm["bias"]) if "bias" in norm else y
+
+
+def _mean_of_devices(x: jax.Array) -> jax.Array:
+  return psum(x, "model") / lax.axis_size("model")
 
 
 def local_features(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
-from collective_mm.mesh import vary_over, varying_axes
+from collective_mm.mesh import pmax, psum, vary_over, varying_axes
 from models.loss import sigmoid_xent
 from models.param_groups import path_name
 from models.params import init_params
@@ -232,7 +232,7 @@ def make_train_step(
       )
     logits, out = vit(params, batch["image"])
     nats = sigmoid_xent(logits, batch["label"])
-    loss = lax.psum((nats * batch["mask"]).sum(), axes)
+    loss = psum((nats * batch["mask"]).sum(), axes)
     return loss / jnp.maximum(kept, 1), out["max_attention_logit"]
 
   gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -257,14 +257,15 @@ def make_train_step(
     mesh=mesh,
     in_specs=(vit.specs, _EXAMPLES),
     out_specs=(jax.P(), jax.P(), vit.specs),
+    check_vma=_tracks(mesh),
   )
   def gradients(params, batch):
-    kept = lax.psum(batch["mask"].sum(), axes)
+    kept = psum(batch["mask"].sum(), axes)
     by_parts = microbatches > 1 and not remat
     (loss, max_logit), grads = (accumulated if by_parts else gradient)(
       params, batch, kept
     )
-    return loss, lax.pmax(max_logit, axes), grads
+    return loss, pmax(max_logit, axes), grads
 
   def step(state, batch):
     new, metrics = updated(state, optimizer, *gradients(state.params, batch))
@@ -330,7 +331,12 @@ def make_eval_step(
   )
 
   @jax.jit
-  @jax.shard_map(mesh=mesh, in_specs=(vit.specs, _EXAMPLES), out_specs=jax.P())
+  @jax.shard_map(
+    mesh=mesh,
+    in_specs=(vit.specs, _EXAMPLES),
+    out_specs=jax.P(),
+    check_vma=_tracks(mesh),
+  )
   def evaluate(params, batch):
     logits, _ = vit(params, batch["image"])
     label, mask = batch["label"], batch["mask"]
@@ -340,6 +346,14 @@ def make_eval_step(
       "correct": (jnp.take_along_axis(label, top, axis=-1)[:, 0] * mask).sum(),
       "count": mask.sum(),
     }
-    return lax.psum(sums, ("data", "model"))
+    return jax.tree.map(lambda x: psum(x, ("data", "model")), sums)
 
   return evaluate
+
+
+def _tracks(mesh: jax.sharding.Mesh) -> bool:
+  """Whether jax keeps track of what varies between devices.
+
+  That puts in the sums of gradients; on one device, all-reduces of one member.
+  """
+  return mesh.size > 1

@@ -22,7 +22,7 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
-from collective_mm.mesh import all_gather
+from collective_mm.mesh import all_gather, axis_size
 from collective_mm.placement import axis_rings
 from models.attention import attend, attention, can_fuse
 from models.norm import layer_norm, layer_norm_features, local_features
@@ -68,7 +68,7 @@ class ShardedViT:
     self.remat = remat
     self.microbatches = microbatches
     self.specs = param_specs(cfg, mesh)
-    self.model_size = mesh.shape["model"]
+    self.alone = mesh.size == 1
     self.data_rings = axis_rings(mesh, "data")
     self.fused = can_fuse(cfg, mesh.devices.flat[0].device_kind)
     # The dim of x[rows, D] that is sharded over the model axis.
@@ -148,9 +148,9 @@ class ShardedViT:
 
   def _blocks(self, x, params, specs):
     """All encoder blocks; of each its largest attention logit and its tap."""
-    if self.remat:
-      rows, parts = x.shape[0], self.microbatches
-      held = parts > 1
+    rows, parts = x.shape[0], self.microbatches
+    held = parts > 1
+    if self.remat and (held or not self.alone):
       x, aux = prefetch_scan(
         self._block,
         x.reshape(parts, -1, x.shape[-1]) if held else x,
@@ -173,6 +173,8 @@ class ShardedViT:
       }
       return self._block(whole, x)
 
+    if self.remat:  # one device has nothing to fetch ahead
+      block = jax.checkpoint(block, prevent_cse=False)
     return lax.scan(block, x, params)
 
   def _block(self, layer, x):
@@ -269,7 +271,7 @@ class ShardedViT:
     """The class token if there is one, else the mean: -> [B_d, D_m] float32."""
     x = x.reshape(-1, self.cfg.tokens, x.shape[-1]).astype(jnp.float32)
     x = x[:, 0] if self.cfg.cls else x.mean(axis=1)
-    if self.by_features:
+    if self.by_features or axis_size("model") == 1:
       return x
     return lax.all_to_all(x, "model", split_axis=1, concat_axis=0, tiled=True)
 

@@ -54,8 +54,9 @@ def parser() -> argparse.ArgumentParser:
   )
   add(
     "--baseline",
-    choices=["compiler"],
-    help="instead of ours: the compiler's partitioning, at its best",
+    choices=["compiler", "plain", "linen"],
+    help="instead of ours: the compiler's partitioning, at its best; or on one "
+    "chip the model in plain jnp, or with flax.linen",
   )
   add("--mode", choices=MODES, help="of the baseline, instead of every one")
   add("--depth", type=int, help="blocks, for a quick look at fewer")
@@ -84,7 +85,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
   chip = timed_chip(args.topology.partition(":")[0]).name
   mesh = aot_programs.mesh_on(args.topology, *_numbers(args, "mesh", 2))
   what, program = _program(args, mesh)
-  variants = _modes(args, chip) if args.baseline else {"": _options(args, chip)}
+  by_mode = args.baseline == "compiler"
+  variants = _modes(args, chip) if by_mode else {"": _options(args, chip)}
   request = {
     "command": f"{PROG} {shlex.join(_without_folder(argv))}",
     "versions": versions,
@@ -108,7 +110,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
   compiled = found[best]
   report = request | {"compiler_options": variants[best]}
   report |= aot_report.describe(program, compiled)
-  if args.baseline:
+  if by_mode:
     report |= {"mode": best, "modes": aot_report.modes(program, found)}
   (args.dump_dir / "module.hlo.txt").write_text(compiled.text)
   places = json.dumps(compiled.devices)
@@ -125,10 +127,12 @@ def _program(args: argparse.Namespace, mesh):
   schedule = _schedule(args.schedule)
   how = {"schedule": args.schedule}
   if args.baseline:
-    how = {"partitioned_by": "compiler"}
+    how = {"partitioned_by": args.baseline}
   _needs(args, "op" if args.op else "model", "model" if args.op else "op")
   if args.op:
     _needs(args, "shape", "batch", "depth", "blocks")
+    if args.baseline not in (None, "compiler"):
+      raise ValueError(f"--baseline={args.baseline} is of a model, got --op")
     shape = _numbers(args, "shape", 3)
     method = "compiler" if args.baseline else schedule
     program = aot_programs.op_step(args.op, shape, mesh, method=method)
@@ -139,7 +143,12 @@ def _program(args: argparse.Namespace, mesh):
   what = {"model": args.model, "depth": cfg.depth, "batch": args.batch, **how}
   if args.baseline:
     _needs(args, "model", "blocks")
-    program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
+    if args.baseline == "compiler":
+      program = aot_programs.compiler_vit_step(cfg, mesh, batch=args.batch)
+    else:
+      program = aot_programs.twin_vit_step(
+        args.baseline, cfg, mesh, batch=args.batch
+      )
     return what, program
   make = aot_programs.vit_blocks if args.blocks else aot_programs.vit_step
   program = make(

@@ -12,7 +12,7 @@ from models.params import init_params
 from models.sharding import check_mesh
 from models.vit import ShardedViT
 from models.vit_config import ViTConfig
-from profiling import flops, matmul_methods, topology
+from profiling import flops, matmul_methods, topology, vit_methods
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,29 @@ def compiler_vit_step(
   optimizer = make_optimizer(VIT_22B)
   step = compiler_step.make_compiler_step(
     cfg, optimizer, mesh, compute_dtype=jnp.bfloat16, remat=True
+  )
+  return _vit_program(step, cfg, optimizer, mesh, batch)
+
+
+def twin_vit_step(
+  name: str, cfg: ViTConfig, mesh: jax.sharding.Mesh, *, batch: int
+) -> Program:
+  """The same step from a twin of the model for one device.
+
+  Args:
+    name: one of `vit_methods.TWINS`.
+    cfg, batch: as in `vit_step`.
+    mesh: of one device.
+
+  Raises:
+    ValueError: if the mesh has more devices, or the batch none.
+  """
+  if mesh.size > 1:
+    raise ValueError(f"{name} is for a mesh of one device, got {mesh.size}")
+  check_mesh(cfg, mesh, batch, "tokens")
+  optimizer = make_optimizer(VIT_22B)
+  step = vit_methods.twin_step(
+    name, cfg, optimizer, mesh, compute_dtype=jnp.bfloat16, remat=True
   )
   return _vit_program(step, cfg, optimizer, mesh, batch)
 

@@ -4,8 +4,11 @@ r"""Times the trainer's real step on the devices that are here.
 
 Prints a Markdown table in under a minute on two CPU cores. The methods are
 schedules of the collective matmuls, side by side, and on one device the model's
-twin in plain jnp. They must first agree on loss and gradient norm. Then they
-take turns, one step each a round.
+twin in plain jnp, or with flax.linen. They must first agree on loss and
+gradient norm. Then they take turns, one step each a round. ViT-L on one GPU:
+
+    python -m profiling.bench_vit --model=vit_l --batch=64 --dtype=bfloat16 \
+      --schedules=unoverlapped --twins=plain,linen
 
 ViT-22B on a TPU slice of 1,024 chips, started on every host:
 
@@ -19,6 +22,7 @@ ViT-22B on a TPU slice of 1,024 chips, started on every host:
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import shlex
@@ -52,6 +56,11 @@ _SCHEDULES = flags.DEFINE_list(
   "schedules",
   ["unoverlapped", "auto"],
   "schedules of the collective matmuls, the first what others are held to",
+)
+_TWINS = flags.DEFINE_list(
+  "twins",
+  ["plain"],
+  "on one device, the same model otherwise written: plain (jnp), linen (flax)",
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "dtype of matmul operands"
@@ -118,7 +127,7 @@ def _problem():
   from collective_mm.op_arguments import SCHEDULES
   from models.sharding import check_mesh
   from models.vit_config import get_config
-  from profiling.vit_methods import Problem
+  from profiling.vit_methods import TWINS, Problem
 
   changes = {
     name: size.value for name, size in _SIZES.items() if size.value is not None
@@ -129,11 +138,19 @@ def _problem():
       f"--schedules must be some of {','.join(SCHEDULES)}, got "
       f"{','.join(_SCHEDULES.value)}"
     )
+  if set(_TWINS.value) - set(TWINS):
+    raise ValueError(
+      f"--twins must be some of {','.join(TWINS)}, got {','.join(_TWINS.value)}"
+    )
+  if "linen" in _TWINS.value and importlib.util.find_spec("flax") is None:
+    raise ValueError("--twins=linen needs flax, which is not installed")
   count = jax.device_count()
   model = math.gcd(4, count, cfg.heads, cfg.mlp)
   data, model = _mesh_sizes() or (count // model, model)
   mesh = make_mesh(data=data, model=model)
   batch = _BATCH.value or 4 * mesh.size
+  if "linen" in _TWINS.value and mesh.size > 1:
+    raise ValueError(f"--twins=linen is for one device, got {mesh.size}")
   check_mesh(cfg, mesh, batch, _LAYOUT.value)
   return Problem(
     cfg=cfg,
@@ -144,6 +161,7 @@ def _problem():
     remat=_REMAT.value,
     optimizer=_OPTIMIZER.value,
     schedules=tuple(dict.fromkeys(_SCHEDULES.value)),
+    twins=tuple(dict.fromkeys(_TWINS.value)),
   )
 
 

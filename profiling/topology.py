@@ -34,9 +34,12 @@ def devices(name: str) -> list[jax.Device]:
   """
   chip, shape = _parts(name)
   text = "x".join(map(str, shape))
+  options = _OPTIONS.get(chip, {})
+  if math.prod(shape) == 1:  # a host has four chips otherwise
+    options = options | {"chips_per_host_bounds": (1, 1, 1)}
   try:
     topology = topologies.get_topology_desc(
-      f"{chip}:{text}", platform="tpu", **_OPTIONS.get(chip, {})
+      f"{chip}:{text}", platform="tpu", **options
     )
   except Exception as e:
     reason = (str(e) or type(e).__name__).splitlines()[0]

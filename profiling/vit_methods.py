@@ -21,9 +21,9 @@ from models.train_step import TrainState
 from models.vit_config import ViTConfig
 from models.vit_reference import forward
 
-PLAIN = "plain"
-"""The single-device twin, where there is one device."""
-_BARE = ("unoverlapped", PLAIN)
+TWINS = ("plain", "linen")
+"""The same model for one device: in plain jnp, and with flax.linen."""
+_BARE = ("unoverlapped", *TWINS)
 """Methods that are compiled without `gate.compiler_options`."""
 
 
@@ -41,6 +41,7 @@ class Problem:
     optimizer: "adam" or "adafactor", with ViT-22B's numbers.
     schedules: of the collective matmuls, a method each; the first is what the
       others must agree with.
+    twins: of `TWINS`, a method each where there is one device.
   """
 
   cfg: ViTConfig
@@ -51,6 +52,7 @@ class Problem:
   remat: bool = False
   optimizer: str = "adam"
   schedules: tuple[str, ...] = ("unoverlapped", "auto")
+  twins: tuple[str, ...] = ("plain",)
 
   @property
   def tokens(self) -> int:
@@ -98,7 +100,15 @@ class Methods:
       for schedule in problem.schedules
     }
     if problem.mesh.size == 1:
-      steps[PLAIN] = _plain_step(problem, self._optimizer)
+      for name in problem.twins:
+        steps[name] = twin_step(
+          name,
+          problem.cfg,
+          self._optimizer,
+          problem.mesh,
+          compute_dtype=jnp.dtype(problem.compute_dtype),
+          remat=problem.remat,
+        )
     self._state: TrainState | None = None
     self.calls: dict[str, Callable[[], tuple[TrainState, dict]]] = {
       name: self._call(name, step) for name, step in steps.items()
@@ -192,35 +202,53 @@ def _draw_batch(problem: Problem) -> train_step.Batch:
   return jax.jit(draw, out_shardings=sharding)()
 
 
-def _plain_step(problem: Problem, optimizer: optax.GradientTransformation):
-  """The same step from the model's twin in plain jnp, compiled for one device.
+def twin_step(
+  name: str,
+  cfg: ViTConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  *,
+  compute_dtype: jax.typing.DTypeLike = jnp.float32,
+  remat: bool = False,
+) -> Callable[[TrainState, train_step.Batch], tuple[TrainState, dict]]:
+  """Returns a step like that of `models.train_step`, from a twin of the model.
 
-  It saves what backward needs, whatever `problem.remat` says.
+  Args:
+    name: one of `TWINS`; "linen" needs flax.
+    cfg, optimizer, compute_dtype, remat: as there.
+    mesh: of one device.
   """
+  logits_of = {"plain": _plain, "linen": _linen}[name](
+    cfg, compute_dtype, remat
+  )
 
   def loss_of(params, batch):
-    logits, out = forward(
-      params,
-      batch["image"],
-      problem.cfg,
-      compute_dtype=jnp.dtype(problem.compute_dtype),
-    )
+    logits = logits_of(params, batch["image"]).astype(jnp.float32)
     nats = sigmoid_xent(logits, batch["label"]) * batch["mask"]
-    loss = nats.sum() / jnp.maximum(batch["mask"].sum(), 1)
-    return loss, out["max_attention_logit"]
+    return nats.sum() / jnp.maximum(batch["mask"].sum(), 1)
 
   def step(state, batch):
-    (loss, max_logit), grads = jax.value_and_grad(loss_of, has_aux=True)(
-      state.params, batch
-    )
+    loss, grads = jax.value_and_grad(loss_of)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {
-      "loss": loss,
-      "grad_norm": optax.tree.norm(grads),
-      "max_attention_logit": max_logit,
-    }
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    state = state._replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return state, metrics
 
-  shardings = train_step.state_shardings(problem.cfg, optimizer, problem.mesh)
+  shardings = train_step.state_shardings(cfg, optimizer, mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _plain(cfg, dtype, remat):
+  return lambda params, images: forward(
+    params, images, cfg, compute_dtype=dtype, remat=remat
+  )[0]
+
+
+def _linen(cfg, dtype, remat):
+  from profiling.vit_linen import ViT, to_linen  # needs flax
+
+  model = ViT(cfg, dtype, remat)
+  return lambda params, images: model.apply(to_linen(params, cfg), images)

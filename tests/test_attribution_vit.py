@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_plex import trained
 
 from collective_mm import make_mesh
 from examples.eval.attribution import logit_gradient
 from examples.eval.metrics.attribution import integrated_gradients
 from examples.eval.predict import Model
-from models.params import init_params
 from models.vit_config import get_config
 from models.vit_reference import forward
 
@@ -20,11 +20,8 @@ CFG = get_config(
 
 @pytest.fixture(scope="module")
 def model():
-  params = init_params(jax.random.key(0), CFG)
-  # The head begins at zero, where no image matters.
-  head = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
-  params["head"]["kernel"] = head
-  mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
+  params = trained(CFG)
+  mesh = make_mesh(data=1, model=2, devices=jax.devices()[:2])
   return Model(CFG, params, mesh, 8, None)
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,19 @@ def test_unit_vectors_are_a_dense_layer(mesh):
   # The same sums in the same order: only where they are scaled by 1 differs.
   np.testing.assert_array_equal(y[:IMAGES], want)
   np.testing.assert_array_equal(y[IMAGES:], want)
+
+
+@pytest.mark.parametrize("name", ["column", "row"])
+def test_members_share_one_ring(mesh, name):
+  def sends(layer):
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), IN))
+    jaxpr = jax.make_jaxpr(layer)(params, jnp.ones((MEMBERS * IMAGES, IN)))
+    return str(jaxpr).count("ppermute")
+
+  dense = dataclasses.replace(layers(mesh)[name], schedule="two_way")
+  alone = sends(dense)
+  assert alone > 0
+  assert sends(BatchEnsemble(dense, members=MEMBERS)) == alone
 
 
 def test_members_begin_apart_and_with_the_same_bias(mesh):

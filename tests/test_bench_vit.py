@@ -63,15 +63,16 @@ def test_the_table_the_lines_the_events_and_the_trace(tmp_path):
   assert b"unoverlapped" in plane.read_bytes()  # the steps bear names
 
 
-def test_one_device_has_the_plain_twin_beside_it():
+def test_one_device_has_its_twins_beside_it():
   process = start(
     *(*SMALL, "--schedules=unoverlapped", "--dtype=bfloat16", "--remat"),
+    "--twins=plain,linen",
     XLA_FLAGS="--xla_force_host_platform_device_count=1",
   )
   out, err = process.communicate(timeout=300)
   assert (process.returncode, err) == (0, "")
   assert "mesh 1 data x 1 model" in out
-  assert [row[0] for row in rows_of(out)] == ["unoverlapped", "plain"]
+  assert [row[0] for row in rows_of(out)] == ["unoverlapped", "plain", "linen"]
 
 
 @pytest.mark.long
@@ -110,6 +111,8 @@ def test_two_processes_make_one_mesh_and_the_first_one_speaks():
     (["--mesh=1,8"], "the model axis must divide heads: heads=4"),
     (["--batch=12"], "the mesh must divide the batch: batch=12"),
     (["--schedules=none"], "--schedules must be some of auto,unoverlapped,"),
+    (["--twins=torch"], "--twins must be some of plain,linen, got torch"),
+    (["--twins=linen"], "--twins=linen is for one device, got 8"),
     (["--layout=rows"], "--layout=rows: value should be one of"),
     (["--rounds=0"], "--rounds=0: 0 is not a positive integer"),
     (["--blocks=4"], "Unknown command line flag 'blocks'"),

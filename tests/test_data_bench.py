@@ -31,7 +31,7 @@ def test_images_are_drawn_alike_and_not_the_same():
 
 @pytest.mark.long
 def test_the_pipeline_keeps_up_with_bare_decoding(tmp_path):
-  bench.write_folder(tmp_path, count=2048)
+  bench.write_folder(tmp_path, count=8192)
   bare, ours = bench.measure(tmp_path, threads=2, rounds=7)
   ratios = [b / a for a, b in zip(bare, ours, strict=True)]
   assert statistics.median(ratios) >= 0.8

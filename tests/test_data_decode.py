@@ -127,3 +127,7 @@ def test_a_bomb_is_not_unpacked():
   huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
   data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", huge) + chunk(b"IDAT", b"")
   assert "exceeds limit" in refusal(data)
+  jpeg = encode(PIXELS)
+  sides = jpeg.index(b"\xff\xc0") + 5  # of the frame header
+  data = jpeg[:sides] + struct.pack(">HH", 60_000, 60_000) + jpeg[sides + 4 :]
+  assert "exceeds limit" in refusal(data)

@@ -5,7 +5,8 @@ from examples.data.sources import open_source
 
 def test_what_cannot_be_read_is_said_with_what_can():
   with pytest.raises(
-    NotImplementedError, match=r"'jft_4b' cannot be read .*only digits, folder:"
+    NotImplementedError,
+    match=r"'jft_4b' cannot be read .*only digits, .*folder:",
   ):
     open_source("jft_4b", "train")
 

@@ -50,10 +50,15 @@ def value_and_gradients(f):
 
 
 def assert_near(got, want):
-  """Of the order of float32's rounding: a chunk less is more than 1e-2."""
+  """Of the order of float32's rounding: a chunk less is more than 1e-2.
+
+  Some gradients are zero but for rounding, that of the keys' bias; they are
+  held to the scale of the others.
+  """
   got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+  scale = 1e-2 * max(np.linalg.norm(b) for b in want)
   for a, b in zip(got, want, strict=True):
-    error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6)
+    error = np.linalg.norm(a - b) / max(np.linalg.norm(b), scale)
     assert error < 1e-5, (error, a.shape)
 
 
@@ -185,7 +190,7 @@ def test_rings_hide_what_the_original_waits_for(model, name):
     (report, ["--model=vit", "--model_axis=3"], "--model_axis must divide 8"),
     (report, [], "the following arguments are required: --model"),
     (bench_llama, ["--methods=ours"], "--methods must be some of unoverlap"),
-    (bench_llama, ["--model=3"], "--model must be sizes that divide 8, got 3"),
+    (bench_llama, ["--data=three"], "argument --data: invalid int value"),
   ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(

@@ -44,7 +44,8 @@ def test_the_mesh_that_is_set(scatter_dim):
   f = functools.partial(global_view.row, scatter_dim=scatter_dim)
   with jax.set_mesh(mesh_of()):
     got = jit(with_gradients(f))(x, kernel, bias)
-    spec = [None, None, None]
+    # The data axis is taken to shard dim 0 where that does not travel.
+    spec = ["data" if scatter_dim else None, None, None]
     spec[scatter_dim] = "model"
     assert got[0].sharding.is_equivalent_to(
       jax.NamedSharding(mesh_of(), P(*spec)), 3
@@ -87,3 +88,19 @@ def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
     r"got a mesh of {'data': 2, 'model': 4}",
   ):
     jax.eval_shape(jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P()), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6), (3, 8, 6)])
+def test_between_column_and_row_nothing_is_moved(shape):
+  # Rows are merged where no axis shards them but those that are open: what is
+  # gathered has its chunks behind each other, and goes back so.
+  def f(x, kernel, back):
+    (h,) = global_view.column(x, (kernel,), mesh=mesh_of(), gather_dim=1)
+    return global_view.row(h, back, mesh=mesh_of(), scatter_dim=1)
+
+  x, kernel, back = whole(*shape), whole(6, 8, seed=1), whole(8, 6, seed=2)
+  dense = with_gradients(lambda x, w, v: x @ w @ v)
+  assert_equal(jit(with_gradients(f))(x, kernel, back), dense(x, kernel, back))
+  text = str(jax.make_jaxpr(with_gradients(f))(x, kernel, back))
+  # One sequence of eight tokens on a device, two of eight features.
+  assert ("f32[8,2]" in text) == (shape[0] % 2 == 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RUNS = 5
+RUNS = 3
 
 
 def test_import_costs_at_most_a_tenth_of_jax():

@@ -202,7 +202,8 @@ def test_a_vit_adapts_to_smaller_patches():
   cfg = get_config(
     "vit_tiny", depth=1, width=8, heads=2, mlp=8, image=28, patch=14
   )
-  params = init_params(jax.random.key(0), cfg)
+  shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), cfg))
+  params = jax.tree.map(lambda leaf: np.ones(leaf.shape), shapes)
   small, adapted = adapt(cfg, params, image=64, patch=8, method="bilinear")
   shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), small))
   assert jax.tree.map(np.shape, adapted) == jax.tree.map(np.shape, shapes)

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from train_runs import metrics
 
-from examples import train
+from examples import evaluate, train
 from examples.presets import PRESETS, from_json
 from examples.train_flags import parse
 from examples.train_loop import run
@@ -37,34 +37,6 @@ def files(folder: Path) -> dict[str, bytes]:
     for path in folder.rglob("*")
     if path.is_file()
   }
-
-
-def metrics(folder: Path, group: str) -> list[dict]:
-  """The records of a run, without the speeds, which differ between runs."""
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  records = [json.loads(line) for line in lines]
-  return [
-    {name: x for name, x in record.items() if not name.startswith("speed/")}
-    for record in records
-    if any(name.startswith(group) for name in record)
-  ]
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Lets the runs of this file share compiled programs; returns where."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield {name.upper(): str(value) for name, value in settings.items()}
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +184,7 @@ def refuse(capfd, *flags):
     (
       ["--preset=vit_22b"],
       "--data=jft_4b: data set 'jft_4b' cannot be read by this command, "
-      "only digits, folder:PATH, records:PATH, tfrecords:PATH",
+      "only digits, shapes, folder:PATH, records:PATH, tfrecords:PATH",
     ),
     (["--steps=0"], "--steps=0: 0 is not a positive integer"),
     (["--steps=-5"], "--steps=-5: -5 is not a positive integer"),
@@ -372,3 +344,56 @@ def test_flags_override_the_preset():
   assert pair == ("two_way", "async")
   assert request().config == DIGITS
   assert request("--preset=vit_22b").config == PRESETS["vit_22b"]
+
+
+def test_a_run_is_evaluated_alone(whole, capfd):
+  folder = whole["workdir"]
+  assert evaluate.main(["evaluate", f"--workdir={folder}"]) == 0
+  got = json.loads(capfd.readouterr().out)
+  assert got == {
+    "step": 6,
+    "data": "digits",
+    "loss": whole["loss"],
+    "accuracy": whole["accuracy"],
+  }
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ([], "--workdir must name the folder of a run"),
+    (["--workdir=none"], "No such file or directory: none/config.json"),
+    (["9"], "flags look like --name=value, got '9'"),
+  ],
+)
+def test_what_cannot_be_evaluated(flags, message, capfd):
+  assert evaluate.main(["evaluate", *flags]) == 2
+  err = capfd.readouterr().err
+  assert err.startswith("error: ") and message in err
+  assert err.count("\n") == 1
+
+
+def test_a_run_with_everything_on(compiled_once, tmp_path):
+  config = tmp_path / "config.toml"
+  config.write_text(
+    """
+ema_decay = 0.9
+microbatches = 2
+trace_steps = 2
+[[optimizer.groups]]
+pattern = "embed/.*"
+freeze = true
+"""
+  )
+  folder = tmp_path / "run"
+  flags = [*TINY_FLAGS, "--mesh=8,1", f"--config={config}"]
+  result = run(request(*flags).config, folder)
+  assert list((folder / "trace").rglob("*.xplane.pb"))
+  last = metrics(folder, "eval/")[-1]
+  assert last["eval/ema_loss"] == result["ema_loss"] != result["loss"]
+  shutil.rmtree(folder / "checkpoints" / "6")
+  again = run(
+    request("--resume", f"--workdir={folder}").config, folder, resume=True
+  )
+  jax.tree.map(np.testing.assert_array_equal, again["state"], result["state"])
+  assert again["ema_loss"] == result["ema_loss"]

@@ -29,10 +29,15 @@ def test_methods_agree_and_a_head_is_drawn():
   assert metrics.keys() == {"loss", "grad_norm", "max_attention_logit"}
 
 
-def test_the_twin_on_one_device():
-  one = problem(devices=jax.devices()[:1], model=1, schedules=("auto",))
+def test_the_twins_on_one_device():
+  one = problem(
+    devices=jax.devices()[:1],
+    model=1,
+    schedules=("auto",),
+    twins=("plain", "linen"),
+  )
   methods = vit_methods.Methods(one)
-  assert list(methods.calls) == ["auto", "plain"]
+  assert list(methods.calls) == ["auto", "plain", "linen"]
   methods.check()
 
 

@@ -193,6 +193,19 @@ def test_what_is_no_npz_is_one_line(tmp_path, content):
     load(tmp_path / "not.npz")
 
 
+def test_files_with_a_hole_and_arrays_alone_are_one_line(tmp_path):
+  path = tmp_path / "weights.npz"
+  content = bytearray((DATA / "cls.npz").read_bytes())
+  content[content.index(b"NUMPY") + 130] ^= 1  # a number of the first array
+  path.write_bytes(content)
+  with pytest.raises(UsageError, match=r"weights.npz: .*\.npy is damaged"):
+    load(path)
+  np.save(tmp_path / "one.npy", np.zeros(3))
+  (tmp_path / "one.npy").rename(path)
+  with pytest.raises(UsageError, match=r"not a whole \.npz file"):
+    load(path)
+
+
 def test_vit_22bs_block_has_no_public_names():
   cfg = dataclasses.replace(CASES["map"][0], parallel=True)
   with pytest.raises(ValueError, match="for models with parallel=False"):

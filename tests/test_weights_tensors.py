@@ -69,7 +69,7 @@ def test_heads_that_nothing_tells_are_asked_for():
 @pytest.mark.parametrize(
   ("name", "shape", "message"),
   [
-    ("blocks.0.ls1.gamma", (16,), "blocks/ls1.gamma"),
+    ("blocks.0.ls1.gamma", (16,), "block 1 of 2 has no ls1.gamma"),
     ("reg_token", (1, 4, 16), "reg_token is missing here"),
     ("head.bias", (4,), r"head/kernel is float32\[16, 3\] there"),
     ("blocks.1.attn.qkv.bias", None, "block 1 of 2 has no q/bias"),

@@ -270,8 +270,9 @@ class RowDense(_Dense):
     scatter_dim: dim of `y` that comes out sharded; the one before the features,
       the tokens, if not given; -1 for the features.
     wire_dtype: as in `matmul_reduce_scatter`.
-    mesh, axis_name, use_bias, dtype, param_dtype, kernel_init, bias_init,
-      promote_dtype, schedule, chunks, accum_dtype: as in `ColumnDense`.
+    mesh, axis_name, use_bias, dtype, param_dtype: as in `ColumnDense`.
+    kernel_init, bias_init, promote_dtype: as there.
+    schedule, chunks, accum_dtype: as there.
 
   Raises:
     ValueError: as `ColumnDense`.
@@ -281,7 +282,7 @@ class RowDense(_Dense):
     >>> layer = RowDense(8, axis=(-2, -1), mesh=mesh)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 1, 4, 6)))
     >>> jax.tree.map(jnp.shape, nn.unbox(variables))
-    {'params': {'kernel': (4, 6, 8), 'bias': (8,)}}
+    {'params': {'bias': (8,), 'kernel': (4, 6, 8)}}
     >>> jax.jit(layer.apply)(variables, jnp.ones((2, 4, 4, 6))).shape
     (2, 4, 8)
   """

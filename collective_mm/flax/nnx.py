@@ -112,8 +112,8 @@ class ColumnDense(_Dense):
       `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
       the features, the tokens, if not given; -1 for the features.
-    use_bias, dtype, param_dtype, kernel_init, bias_init, promote_dtype, rngs,
-      kernel_metadata, bias_metadata: as in `nnx.Linear`.
+    use_bias, dtype, param_dtype, kernel_init, bias_init: as in `nnx.Linear`.
+    promote_dtype, rngs, kernel_metadata, bias_metadata: as there.
     schedule, chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
@@ -207,9 +207,9 @@ class RowDense(_Dense):
       the tokens, if not given; -1 for the features. The axis must divide it and
       `F`: nothing is padded.
     wire_dtype: as in `matmul_reduce_scatter`.
-    mesh, axis_name, use_bias, dtype, param_dtype, kernel_init, bias_init,
-      promote_dtype, rngs, kernel_metadata, bias_metadata, schedule, chunks,
-      accum_dtype: as in `ColumnDense`.
+    mesh, axis_name, use_bias, dtype, param_dtype: as in `ColumnDense`.
+    kernel_init, bias_init, promote_dtype, rngs: as there.
+    kernel_metadata, bias_metadata, schedule, chunks, accum_dtype: as there.
 
   Raises:
     ValueError: as `ColumnDense`.

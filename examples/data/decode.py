@@ -9,6 +9,7 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
@@ -61,7 +62,12 @@ class Encoded:
     self._stored = size
     self.size = size[::-1] if self._orientation >= 5 else size
 
-  def decode(self, channels: int, smallest: float = 1.0) -> np.ndarray:
+  def decode(
+    self,
+    channels: int,
+    smallest: float = 1.0,
+    buffer: Callable[[int], np.ndarray] = lambda _: None,
+  ) -> np.ndarray:
     """Returns the image, upright: uint8 `[H, W, channels]`.
 
     Args:
@@ -69,17 +75,21 @@ class Encoded:
       smallest: share of its size at which the image would still do. If that is
         half or less, a JPEG is decoded at the next multiple of 1/8, which
         leaves out its highest frequencies and takes a fraction of the time.
+      buffer: gives the bytes to decode into, as many as it is asked for; fresh
+        ones if left out.
 
     Raises:
       BadImage: if the file is truncated or broken.
     """
-    pixels = self._fast(channels, smallest) if self._is_jpeg else None
+    pixels = None
+    if self._is_jpeg:
+      pixels = self._fast(channels, smallest, buffer)
     if pixels is None:
       pixels = self._by_pillow(_MODES[channels])
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return _upright(pixels, self._orientation)
 
-  def _fast(self, channels, smallest):
+  def _fast(self, channels, smallest, buffer):
     """Decodes a flawless JPEG in two thirds of Pillow's time, others not.
 
     Pillow then says what is wrong, or that nothing is: junk between its parts.
@@ -91,6 +101,7 @@ class Encoded:
         {1: "GRAY", 3: "RGB"}[channels],
         min_width=math.ceil(width * smallest),
         min_height=math.ceil(height * smallest),
+        buffer=buffer(math.prod(self._stored) * channels),
       )
     except ValueError:
       return None
@@ -129,6 +140,8 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
   try:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
   except ValueError:
+    return None
+  if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
     return None
   return (width, height) if colours in ("Gray", "YCbCr") else None
 

@@ -131,6 +131,19 @@ def model_of(given: flags.FlagValues, mesh):
   return load_model(Path(given.checkpoint), "--checkpoint", mesh, given.batch)
 
 
+def model_at(given: flags.FlagValues, mesh, size: int):
+  """The model of `--checkpoint` for images of `size`, positions resampled.
+
+  Raises:
+    UsageError: as `model_of`, or if a patch is larger than the images.
+  """
+  from examples.weights.adapt import at_resolution
+
+  cfg, params = model_of(given, mesh)
+  with blame(f"--size={size}"):
+    return at_resolution(cfg, params, size)
+
+
 def load_model(path: Path, flag: str, mesh, batch: int | None = None):
   """The `(ViTConfig, params)` of whatever `examples.weights.load` reads.
 

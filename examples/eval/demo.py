@@ -21,12 +21,12 @@ from models import train_step
 from models.optimizer import OptimizerConfig, make_optimizer
 from models.vit_config import ViTConfig, get_config
 
-_FOLDER = Path("runs") / "demo"
+FOLDER = Path("runs") / "demo"
 _DRAWN = 4096  # shapes to learn from
 _STEPS = 800  # to learn them in
 
 
-def digits(*, steps: int = 150, folder=_FOLDER):
+def digits(*, steps: int = 150, folder=FOLDER):
   """A ViT that has learned the training part of the digits.
 
   Returns:
@@ -38,7 +38,7 @@ def digits(*, steps: int = 150, folder=_FOLDER):
   return cfg, kept("digits", cfg, batches, steps=steps, folder=folder)
 
 
-def shapes(*, folder=_FOLDER):
+def shapes(*, folder=FOLDER):
   """A ViT that has learned colours, shapes and sizes of the drawn shapes.
 
   Apart from each other, as JFT's labels are: no label says which colour goes
@@ -85,7 +85,7 @@ def kept(
   *,
   steps: int,
   lr: float = 3e-3,
-  folder: Path = _FOLDER,
+  folder: Path = FOLDER,
 ) -> dict:
   """Returns what `fit` does, from `folder` if it was trained before.
 

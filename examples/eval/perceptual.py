@@ -60,41 +60,35 @@ def evaluate(given) -> dict:
     cfg, params = adapt(
       model.cfg, model.params, image=image, patch=patch, method=given.resize
     )
-  if given.demo:
-    kinds = pairs.draw_pairs(image, given.count or 60, given.seed)
-  else:
-    kinds = pairs.read_bapps(Path(given.bapps), image, given.count)
+
+  def kinds():
+    if given.demo:
+      return pairs.draw_pairs(image, given.count or 60, given.seed)
+    return pairs.read_bapps(Path(given.bapps), image, given.count)
+
   untrained = jax.jit(init_params, static_argnums=1)(
     jax.random.key(given.seed), cfg
   )
   scores = {}
   with blame("--demo" if given.demo else f"--bapps={given.bapps}"):
-    for found in kinds:
+    for found in kinds():
+      d0, d1 = (
+        ((found.ref - p) ** 2).mean(axis=(1, 2, 3))
+        for p in (found.p0, found.p1)
+      )
       g = found.preference
-      distances = {
-        "pixels": [
-          ((found.ref - p) ** 2).mean(axis=(1, 2, 3))
-          for p in (found.p0, found.p1)
-        ]
-      }
-      for name, weights in (("trained", params), ("untrained", untrained)):
-        parts = _features(cfg, weights, model, (found.ref, found.p0, found.p1))
-        for suffix, mean_pool in (("", False), ("_mean_pool", True)):
-          distances[f"{name}{suffix}"] = [
-            metrics.feature_distance(parts[0], p, mean_pool=mean_pool)
-            for p in parts[1:]
-          ]
-      for name, (d0, d1) in distances.items():
-        scores[name, found.kind] = metrics.two_afc_score(d0, d1, g)
+      scores["pixels", found.kind] = metrics.two_afc_score(d0, d1, g)
       scores["best possible", found.kind] = metrics.best_two_afc_score(g)
-  kinds = list(dict.fromkeys(kind for _, kind in scores))
+    for name, weights in (("trained", params), ("untrained", untrained)):
+      scores |= _scores(cfg, weights, model, kinds(), name)
+  names = list(dict.fromkeys(kind for _, kind in scores))
   ours = {
     f"score_{name.replace(' ', '_')}": 100
-    * float(np.mean([scores[name, kind] for kind in kinds]))
+    * float(np.mean([scores[name, kind] for kind in names]))
     for name in dict.fromkeys(name for name, _ in scores)
   }
   ours |= {
-    f"score_trained_{kind}": 100 * scores["trained", kind] for kind in kinds
+    f"score_trained_{kind}": 100 * scores["trained", kind] for kind in names
   }
   return command.report(
     out,
@@ -148,25 +142,51 @@ def adapt(cfg, params, *, image: int, patch: int, method: str):
   return small, params | {"embed": embed}
 
 
-def _features(cfg, params, model, batches):
-  """Features of every block, `[N, S, D]` each, of several batches of images."""
-  import numpy as np
-
-  from examples.eval.features import extract
+def _scores(cfg, params, model, kinds, name):
+  """2AFC scores by variant and kind; features are held a piece at a time."""
+  from examples.eval.features import pieces
+  from examples.eval.metrics import perceptual as metrics
 
   layers = [f"block_{i:02}" for i in range(cfg.depth)]
-  found = extract(
-    cfg,
-    params,
-    model.mesh,
-    np.concatenate(batches),
-    layers=layers,
-    pooled=False,
-    batch=model.batch,
-  )
-  ends = np.cumsum([len(batch) for batch in batches])[:-1]
-  parts = [np.split(found[layer], ends) for layer in layers]
-  return list(zip(*parts, strict=True))
+  judged = []  # a pair's kind and preference, before its features come
+
+  def images():
+    for found in kinds:
+      for i, preference in enumerate(found.preference):
+        judged.append((found.kind, preference))
+        yield from (found.ref[i], found.p0[i], found.p1[i])
+
+  def features():
+    found = pieces(
+      cfg,
+      params,
+      model.mesh,
+      images(),
+      layers=layers,
+      pooled=False,
+      batch=model.batch,
+    )
+    for piece in found:
+      for i in range(len(piece[layers[0]])):
+        yield [piece[layer][i : i + 1] for layer in layers]
+
+  columns = {}
+  each = features()
+  # Three of one iterator are the images of one pair.
+  for number, (ref, p0, p1) in enumerate(zip(each, each, each, strict=True)):
+    kind, preference = judged[number]
+    for suffix, mean_pool in (("", False), ("_mean_pool", True)):
+      d0, d1 = (
+        metrics.feature_distance(ref, p, mean_pool=mean_pool)[0]
+        for p in (p0, p1)
+      )
+      columns.setdefault((f"{name}{suffix}", kind), []).append(
+        (d0, d1, preference)
+      )
+  return {
+    key: metrics.two_afc_score(*zip(*rows, strict=True))
+    for key, rows in columns.items()
+  }
 
 
 if __name__ == "__main__":

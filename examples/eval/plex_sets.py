@@ -198,8 +198,11 @@ def _demo_sets(given, cfg, images, labels) -> Sets:
     outside_name="drawn shapes, in grey",
     soft=(
       rows * images + (1 - rows) * images[other],
-      weight[:, None] * one_hot[labels]
-      + (1 - weight[:, None]) * one_hot[labels[other]],
+      np.minimum(
+        weight[:, None] * one_hot[labels]
+        + (1 - weight[:, None]) * one_hot[labels[other]],
+        1,  # not 1 + 1e-8 where both are the same
+      ),
     ),
     soft_name="blends of two digits",
   )

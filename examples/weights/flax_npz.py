@@ -1,7 +1,6 @@
 """Public `.npz` weights of big_vision and vision_transformer, both ways."""
 
 import re
-import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -39,9 +38,14 @@ def read(path: Path) -> tuple[ViTConfig, dict]:
     ValueError: if the file is no such `.npz`; leaves that differ are listed.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: NumPy leaves open what it cannot read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+      if damaged := file.zip.testzip():  # NumPy itself does not look
+        raise ValueError(f"{damaged} is damaged")
       arrays = {name: _floats(file[name]) for name in file.files}
-  except (zipfile.BadZipFile, EOFError, AttributeError) as error:
+  except (OSError, ValueError):
+    raise
+  except Exception as error:  # NumPy passes on whatever unpacking meets
     raise ValueError(f"not a whole .npz file: {error}") from error
   for prefix in _PREFIXES:
     if f"{prefix}embedding/kernel" in arrays:

@@ -86,7 +86,7 @@ def expected_calibration_error(probs, labels, *, bins: int = 15) -> float:
     probs, labels, bins: as in `reliability`.
 
   Example:
-    >>> expected_calibration_error([[0.2, 0.8], [0.3, 0.7]], [1, 0])
+    >>> round(expected_calibration_error([[0.2, 0.8], [0.3, 0.7]], [1, 0]), 4)
     0.45
   """
   return reliability(probs, labels, bins=bins).error()

@@ -42,7 +42,7 @@ def unit_scores(name: str, scores) -> np.ndarray:
     first = values[0][~((values[0] >= 0) & (values[0] <= 1))][0]
     raise ValueError(
       f"{name} must lie in [0, 1]: not so in {named(outside)}, where the first "
-      f"is {first:g}"
+      f"is {first}"
     )
   return scores
 

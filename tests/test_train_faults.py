@@ -1,0 +1,234 @@
+"""What happens to a run in weeks: signals, kills, NaNs, full disks."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from train_runs import TINY, Trainer, checkpoints, lines, metrics
+
+from examples import train, train_loop
+from examples.data import digits
+from examples.stop import Stopped
+from examples.train_flags import parse
+from examples.train_loop import NonFinite, run
+
+STEPS, EVERY = 150, 10
+FLAGS = [
+  *TINY,
+  "--mesh=8,1",  # compiles in less time than rings
+  *(f"--steps={STEPS}", f"--checkpoint_every={EVERY}", "--eval_every=100"),
+]
+
+
+def config(*flags):
+  return parse(["train", *FLAGS, *flags]).config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled_once):
+  """A run that nothing happened to."""
+  return run(config(), tmp_path_factory.mktemp("whole") / "run")
+
+
+def started(folder):
+  return [start["step"] for start in lines(folder / "starts.jsonl")]
+
+
+def last_step(folder):
+  return max((r["step"] for r in metrics(folder, "train/")), default=0)
+
+
+def assert_the_same(result, whole):
+  """Compares the ends of two runs, and all that they logged, bit for bit."""
+  jax.tree.map(np.testing.assert_array_equal, result["state"], whole["state"])
+  for group in ("train/", "eval/"):
+    assert metrics(result["workdir"], group) == (
+      metrics(whole["workdir"], group)
+    )
+
+
+def killed_at(folder, condition, compiled_once, number=signal.SIGKILL):
+  """Starts or continues a run, ends it when `condition` holds; its exit code
+  and stderr, the step that it started from and the last that it logged."""
+  before = len(started(folder))
+  with Trainer(
+    *FLAGS, f"--workdir={folder}", "--auto_resume", **compiled_once
+  ) as child:
+    child.wait_for(lambda: len(started(folder)) > before and condition())
+    child.send(number)
+    code, _, err = child.end()
+  return code, err, started(folder)[-1], last_step(folder)
+
+
+def test_after_a_kill_and_a_sigterm_a_run_ends_bit_for_bit_as_a_whole_one(
+  whole, compiled_once, tmp_path
+):
+  folder = tmp_path / "run"
+  code, _, start, reached = killed_at(
+    folder, lambda: last_step(folder) > EVERY + 3, compiled_once
+  )
+  assert (code, start) == (-signal.SIGKILL, 0)
+
+  code, err, start, _ = killed_at(
+    folder,
+    lambda: last_step(folder) > reached + 5,
+    compiled_once,
+    signal.SIGTERM,
+  )
+  # The newest checkpoint may still have been on its way to the disk.
+  assert reached - start < 2 * EVERY and start % EVERY == 0
+  assert code == 128 + signal.SIGTERM, err
+  stopped = checkpoints(folder)[-1]
+  assert f"stopped at step {stopped} of {STEPS}; --resume" in err
+  assert stopped == last_step(folder)  # saved where it stopped
+
+  result = run(config(), folder, resume="auto")
+  assert started(folder) == [0, start, stopped]
+  assert_the_same(result, whole)
+
+
+@pytest.mark.long
+def test_twenty_kills_at_random_moments_lose_at_most_an_interval(
+  whole, compiled_once, tmp_path
+):
+  folder, moments = tmp_path / "run", random.Random(0)
+  for _ in range(20):
+    before = len(started(folder))
+    with Trainer(
+      *FLAGS, f"--workdir={folder}", "--auto_resume", **compiled_once
+    ) as child:
+      # Half of them while it starts, half in its steps or saves.
+      if moments.random() < 0.5:
+        child.wait_for(lambda n=before: len(started(folder)) > n)
+        time.sleep(moments.uniform(0, 1.5))
+      else:
+        time.sleep(moments.uniform(0, 6))
+      saved, reached = checkpoints(folder), last_step(folder)
+      child.send(signal.SIGKILL)
+      child.end()
+    # What was whole before the kill is whole after it.
+    assert not saved or checkpoints(folder)[-1] >= saved[-1]
+    assert not saved or reached - saved[-1] < 2 * EVERY
+  result = run(config(), folder, resume="auto")
+  assert_the_same(result, whole)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path):
+  folder = tmp_path / "run"
+
+  def interrupt():
+    while last_step(folder) < 5:
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  before = signal.getsignal(signal.SIGINT)
+  hand = threading.Thread(target=interrupt)
+  hand.start()
+  with pytest.raises(Stopped, match=f"stopped at step .* of {STEPS}") as caught:
+    run(config(), folder)
+  hand.join()
+  assert caught.value.signal == signal.SIGINT
+  assert signal.getsignal(signal.SIGINT) is before
+  assert (folder / "curves.png").exists()
+  (stopped,) = checkpoints(folder)[-1:]
+  assert 5 <= stopped < STEPS
+  assert_the_same(run(config(), folder, resume=True), whole)
+
+
+@pytest.fixture
+def spoilt(monkeypatch, request):
+  """32 digits, two batches, of which some are not numbers."""
+
+  def load(spec, split):
+    source = digits.load(split)
+    scans, labels = source.scans[:32].copy(), source.labels[:32]
+    if split == "train":
+      scans[request.param] = np.nan
+    return dataclasses.replace(source, scans=scans, labels=labels)
+
+  monkeypatch.setattr("examples.run_setup.open_source", load)
+
+
+one_is_nan = pytest.mark.parametrize("spoilt", [7], indirect=True)
+all_are_nan = pytest.mark.parametrize("spoilt", [...], indirect=True)
+
+
+@one_is_nan
+def test_a_nan_stops_the_run_and_names_the_images(
+  whole, spoilt, tmp_path, capfd
+):
+  folder = tmp_path / "run"
+  flags = [*FLAGS, "--checkpoint_every=1", f"--workdir={folder}"]
+  assert train.main(["train", *flags]) == 1
+  said = json.loads((folder / "nonfinite.json").read_text())
+  step = said["step"]
+  assert step in (1, 2) and said["loss"] == "nan"
+  assert "digit 7" in said["images"] and len(said["images"]) == 16
+  err = capfd.readouterr().err
+  assert f"error: loss is nan at step {step}, whose images are digit" in err
+  good = {
+    1: "there is no checkpoint yet",
+    2: f"the last good checkpoint is {folder / 'checkpoints' / '1'}",
+  }
+  assert good[step] in err
+  assert checkpoints(folder) == ([1] if step == 2 else [])
+
+
+@one_is_nan
+def test_a_nan_is_left_out_where_that_is_asked_for(
+  whole, spoilt, tmp_path, capfd
+):
+  # The last batch of an epoch may be followed by the first of the next.
+  result = run(config("--set", "skip_nonfinite=2"), tmp_path / "run")
+  records = metrics(tmp_path / "run", "train/")
+  skipped = [r["train/skipped"] for r in records]
+  assert sum(skipped) == STEPS / 2  # one batch of each epoch of two
+  assert [np.isnan(r["train/loss"]) for r in records] == [
+    x == 1 for x in skipped
+  ]
+  assert np.isfinite(result["loss"])
+  assert "update left out" in capfd.readouterr().out
+  jax.tree.map(
+    lambda x: np.testing.assert_array_equal(np.isfinite(x), True),
+    result["state"].params,
+  )
+
+
+@all_are_nan
+def test_more_in_a_row_than_asked_for_stop_the_run(whole, spoilt, tmp_path):
+  with pytest.raises(NonFinite, match="loss is nan at step 3, whose images"):
+    run(config("--set", "skip_nonfinite=2"), tmp_path / "run")
+  records = metrics(tmp_path / "run", "train/")
+  assert [r["train/skipped"] for r in records] == [1, 1]
+
+
+def test_a_full_disk_stops_the_run_in_one_line(whole, compiled_once, tmp_path):
+  folder = tmp_path / "run"
+  with Trainer(*FLAGS, f"--workdir={folder}", **compiled_once) as child:
+    # No file may grow beyond this; the arrays of a checkpoint do.
+    child.limit_files(12_000)
+    code, _, err = child.end()
+  assert code == 1
+  # jax may warn that its cache of programs cannot grow either.
+  said = [line for line in err.splitlines() if "warn" not in line.lower()]
+  assert len(said) == 1, err
+  assert said[0].startswith(f"error: checkpoint {folder / 'checkpoints'}")
+  assert "could not be written: File too large" in said[0]
+  assert not checkpoints(folder)
+
+
+def test_a_checkpoint_is_due_by_the_clock(whole, tmp_path, monkeypatch):
+  clock = iter(range(0, 10**6, 45))  # each look at it is 45 s later
+  monkeypatch.setattr(train_loop, "_clock", lambda: next(clock))
+  flags = ["--checkpoint_every=1000", "--set", "checkpoint_minutes=30"]
+  run(config(*flags, "--set", "keep=9"), tmp_path / "run")
+  # Each step looks once, a save does, and each of the 23 batches of the
+  # evaluation at step 100; 30 minutes are 40 looks.
+  assert checkpoints(tmp_path / "run") == [40, 81, 101, 142, 150]
