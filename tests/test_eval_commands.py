@@ -61,11 +61,11 @@ def ours(folder, name):
 def test_fewshot_is_above_raw_pixels(folder, capsys, monkeypatch):
   monkeypatch.setattr(demo, "_STEPS", 150)
   monkeypatch.setattr(demo, "_DRAWN", 1024)
-  assert run("fewshot", "--demo", "--mesh=8,1", "--shots=1,5,25") == 0
+  assert run("fewshot", "--demo", "--mesh=8,1", "--shots=1,5") == 0
   found = ours(folder, "fewshot")
-  for k in (1, 5, 25):
+  for k in (1, 5):
     assert found[f"{k}-shot [%]"] > found[f"{k}-shot of raw pixels [%]"] + 5
-  assert found["25-shot [%]"] > found["1-shot [%]"]
+  assert found["5-shot [%]"] > found["1-shot [%]"]
   said = capsys.readouterr().out
   assert "lost (Figure 12)" in said and "settings that differ" in said
   # k larger than a class, on features that are kept by now.
