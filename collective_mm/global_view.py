@@ -69,7 +69,7 @@ def column(
     if epilogue is not None and biases is not None:
       finish = jax.tree_util.Partial(_biased(epilogue), biases)
     alone = len(kernels) == 1  # then messages say w, not w[0]
-    rows = _Rows.of(x, gather_dim, axis_name)
+    rows = _Rows.of(x, gather_dim, axis_name, nested)
     ys = all_gather_matmul(
       rows.merge_chunk(x),
       kernels[0] if alone else kernels,
@@ -87,8 +87,17 @@ def column(
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
   mesh = ring_mesh(mesh, axis_name)
+  nested = _is_nested(mesh)
   if mesh is None:
     return per_device(x, kernels, biases)
+  where = {"mesh": mesh, "axis_name": axis_name}
+  if nested and epilogue is not None:
+    how = where | {"gather_dim": gather_dim} | options
+    return epilogue(*column(x, kernels, biases, **how))
+  if nested and _is_inner(gather_dim, x.ndim):
+    x = jnp.moveaxis(x, gather_dim, 0)
+    ys = column(x, kernels, biases, gather_dim=0, **where, **options)
+    return tuple(jnp.moveaxis(y, 0, gather_dim) for y in ys)
   x_spec = sharded_dim(x.ndim, gather_dim, axis_name)
   check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
   for kernel in kernels:
@@ -137,7 +146,7 @@ def row(
   """
 
   def per_device(x, kernel, bias):
-    rows = _Rows.of(x, scatter_dim, axis_name)
+    rows = _Rows.of(x, scatter_dim, axis_name, nested)
     y = matmul_reduce_scatter(
       rows.merge_whole(x),
       kernel,
@@ -153,8 +162,15 @@ def row(
       f"scatter_dim must be -1 for the features of y, got {scatter_dim}"
     )
   mesh = ring_mesh(mesh, axis_name)
+  nested = _is_nested(mesh)
   if mesh is None:
     return per_device(x, kernel, bias)
+  if nested and _is_inner(scatter_dim, x.ndim):
+    where = {"mesh": mesh, "axis_name": axis_name, "scatter_dim": 0}
+    x = jnp.moveaxis(x, scatter_dim, 0)
+    return jnp.moveaxis(
+      row(x, kernel, bias, **where, **options), 0, scatter_dim
+    )
   x_spec = sharded_dim(x.ndim, -1, axis_name)
   y_spec = sharded_dim(x.ndim, scatter_dim, axis_name)
   check_divides(mesh, axis_name, "dim -1 of x", x.shape[-1])
@@ -202,11 +218,11 @@ class _Rows:
   count: int = 1
 
   @classmethod
-  def of(cls, x: jax.Array, dim: int, axis_name: str) -> "_Rows":
+  def of(cls, x: jax.Array, dim: int, axis_name: str, nested: bool) -> "_Rows":
     """For an `x` of one device, whose dim `dim` travels."""
     mesh = jax.sharding.get_abstract_mesh()
     left = {mesh.shape[n] for n in set(mesh.shape) - {*mesh.manual_axes}}
-    if x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
+    if nested or x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
       return cls(None, dim)
     if dim % x.ndim == x.ndim - 1:
       return cls(x.shape[:-1], -1)
@@ -248,6 +264,22 @@ class _Rows:
 def _join_dims(y: jax.Array, at: int) -> jax.Array:
   """Dims `at` and the next as one."""
   return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
+
+
+def _is_nested(mesh) -> bool:
+  """Whether the ring's `jax.shard_map` stands in another one.
+
+  jax 0.10 cannot lower the gradient of such a pair where the inner one keeps
+  what is not its argument: rows that are merged or moved, or the inputs of an
+  epilogue. There these are left out, or done outside.
+  """
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  return mesh is not None and bool(manual)
+
+
+def _is_inner(dim: int, ndim: int) -> bool:
+  """Whether a dim is neither the first nor the last, nor out of range."""
+  return -ndim <= dim < ndim and 0 < dim % ndim < ndim - 1
 
 
 def _batch_axes(

@@ -34,7 +34,9 @@ class StepTrace:
   def before(self, number: int) -> None:
     """Begins the trace if the step `number`, which comes next, is its first."""
     if self._first <= number <= self._last and not self._running:
-      jax.profiler.start_trace(str(self._folder))
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # its calls would drown the rest
+      jax.profiler.start_trace(str(self._folder), profiler_options=options)
       self._running = True
 
   def after(self, number: int) -> None:

@@ -27,7 +27,9 @@ def alone(tmp_path_factory, compiled_once):
 
 @contextlib.contextmanager
 def job(folder, count, compiled_once):
-  """Processes of two devices each, data over processes: `(count, 2)`."""
+  """Processes of two devices each: four make a mesh (4, 2), so that rings run
+  inside them and data goes across; two make (4, 1), which compiles sooner."""
+  mesh = {2: "4,1", 4: "4,2"}[count]
   port = free_port()
   devices = "--xla_force_host_platform_device_count=2"
   quick = "--xla_backend_optimization_level=0"
@@ -36,7 +38,7 @@ def job(folder, count, compiled_once):
       stack.enter_context(
         Trainer(
           *FLAGS,
-          *(f"--mesh={count},2", f"--workdir={folder}", "--auto_resume"),
+          *(f"--mesh={mesh}", f"--workdir={folder}", "--auto_resume"),
           *("--distributed", f"--coordinator=localhost:{port}"),
           *(f"--num_processes={count}", f"--process_id={i}"),
           "--host_timeout=120",
