@@ -1,7 +1,7 @@
 """Coloured shapes with captions, drawn here: the same for the same index.
 
-Some combinations of colour and shape are never in "shapes", the data to learn
-from, and make up "shapes:unseen": what is right about those was inferred.
+Some combinations of colour and shape are never in "shapes", the captions to
+learn from, and make up "shapes:unseen": what is right about those was inferred.
 """
 
 import dataclasses
