@@ -197,7 +197,8 @@ def _config(given, workdir, resume) -> TrainConfig:
     blamed = f"--config={given.config}"
     with blame(blamed):
       fields = read_file(Path(given.config))
-  preset = given.preset or fields.pop("preset", None)
+  named = fields.pop("preset", None)
+  preset = given.preset or named
   if resume and not given.preset:
     config = read_config(workdir)
   elif preset is not None and preset not in PRESETS:
