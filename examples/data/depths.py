@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from examples.data.crops import cut
 from examples.data.decode import Encoded
 from examples.data.scenes import draw_scene
 
@@ -39,15 +39,11 @@ class DepthFrames:
       ValueError: if a file cannot be read, or no point lies on the square.
     """
     path = self.frames[index]
-    image = Encoded(path.read_bytes(), str(path)).decode(3)
+    image = Encoded(path.read_bytes(), str(path))
     points = self._points(path.with_suffix(".npz"))
     side = min(image.size)
     left, top = ((n - side) / 2 for n in image.size)
-    square = image.resize(
-      (size, size),
-      Image.Resampling.BILINEAR,
-      box=(left, top, left + side, top + side),
-    )
+    square = cut(image, (left, top, left + side, top + side), size, 3)
     columns, rows = (
       np.floor((points[:, i] - corner) * size / side).astype(int)
       for i, corner in ((0, left), (1, top))
@@ -62,7 +58,7 @@ class DepthFrames:
         "frame's middle square"
       )
     return {
-      "image": np.asarray(square, np.float32) / 127.5 - 1,
+      "image": square.astype(np.float32) / 127.5 - 1,
       "depth": np.where(valid, depth, 0),
       "valid": valid,
       "id": path.stem,
