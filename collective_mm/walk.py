@@ -135,7 +135,11 @@ class Walk:
       elif step.does == "moves":
         jobs[line.name, None] = self._move(line)
       elif step.does == "ends":
-        job = self._job(line, 0, jobs, carried)
+        # What was sent may have been copied meanwhile; its semaphores are not.
+        found = (
+          self._job(line, i, jobs, carried) for i in range(len(line.operands))
+        )
+        job = next(filter(None, found), None)
         if job is None:
           raise ValueError(f"{line.name} must end something that has started")
         self._end(line, job)

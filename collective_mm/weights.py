@@ -115,16 +115,11 @@ class Wire:
     if not self.parts:
       return [x.astype(self.reduce_dtype) for x in packed]
     part = self.parts[number]
-    dtype, reduced = self.reduce_dtype, []
-    sent = {1: 0, -1: 0}  # bytes that go half way round, by direction
+    reduced = []
     for x in packed:
       x = x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
-      if part.size <= EXCHANGE:
-        way = min(sent, key=sent.get)
-        sent[way] += x.nbytes
-        reduced.append(_exchanged(x, self.axis_name, part, dtype, way))
-      else:
-        reduced.append(_passed_on(x, self.axis_name, part, dtype))
+      by = _exchanged if part.size <= EXCHANGE else _passed_on
+      reduced.append(by(x, self.axis_name, part, self.reduce_dtype))
     return reduced
 
   def unpack(
@@ -201,23 +196,15 @@ def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
   return x.astype(dtype)
 
 
-def _exchanged(x, axis_name, part, dtype, way):
-  """Every share of x[f, rows, ...] goes straight to its owner.
-
-  The one that goes half way round goes `way`, in two sends: which way one send
-  would take is not ours to say, and if all go the same, that direction of a
-  ring of four carries three times what the other does.
-  """
+def _exchanged(x, axis_name, part, dtype):
+  """Every share of x[f, rows, ...] goes straight to its owner."""
   index = part.index(axis_name)
   total = None
   for distance in range(part.size):
     to = lax.rem(index + distance, part.size)
     share = lax.dynamic_index_in_dim(x, to, keepdims=False)
-    hops = (distance,) if distance else ()
-    if 2 * distance == part.size > 2:
-      hops = (way * (distance // 2), way * (distance - distance // 2))
-    for hop in hops:
-      share = ring.shift(share, axis_name, hop, part)
+    if distance:
+      share = ring.shift(share, axis_name, distance, part)
     share = share.astype(dtype)
     total = share if total is None else total + share
   return total

@@ -91,3 +91,47 @@ LOOP_ENTRY = f"""
 %while = (s32[], {ARRAY}) while(%init), condition=%cond, body=%body
 ROOT %out = {ARRAY} get-tuple-element(%while), index=1
 """
+
+ALL = "replica_groups={{0,1,2,3}}"
+WHOLE = "f32[4096,256]{1,0:T(8,128)}"
+STATE = f"({ARRAY}, {WHOLE}, s32[2]{{0:S(4)}})"
+GATHER = (
+  f"all-gather(%p1), channel_id=1, {ALL}, dimensions={{0}}, "
+  'backend_config={"async_collective_fusion_config":{"flag_start":"2"}}'
+)
+# Computations that start, carry and end one gather, and lines that call them.
+ASYNC_FUSIONS = f"""
+%starts (p1: f32[1024,256]) -> (...) {{
+  %p1 = {ARRAY} parameter(0)
+  %g1 = {WHOLE} {GATHER}
+  ROOT %a = {STATE} custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}}
+
+%carries (p1: f32[1024,256], p2: f32[4096,256]) -> (...) {{
+  %p1 = {ARRAY} parameter(0)
+  %p2 = {WHOLE} parameter(1)
+  %g2 = {WHOLE} {GATHER}
+  %c = {ARRAY} convolution(%p1, %p1), dim_labels=bf_oi->bf
+  ROOT %t = ({ARRAY}, {WHOLE}) tuple(%c, %p2)
+}}
+
+%ends (p1: f32[1024,256], p2: f32[4096,256]) -> f32[4096,256] {{
+  %p1 = {ARRAY} parameter(0)
+  %p2 = {WHOLE} parameter(1)
+  %g3 = {WHOLE} {GATHER}
+  ROOT %e = {WHOLE} custom-call(%p2), custom_call_target="AsyncCollectiveDone"
+}}
+"""
+SAME = "kind=kCustom, output_to_operand_aliasing"
+ASYNC_ENTRY = "\n".join(
+  [
+    f"%s = {STATE} fusion(%x), {SAME}={{{{0}}: (0, {{}})}}, calls=%starts",
+    f"%s0 = {ARRAY} get-tuple-element(%s), index=0",
+    f"%s1 = {WHOLE} get-tuple-element(%s), index=1",
+    f"%f = ({ARRAY}, {WHOLE}) fusion(%s0, %s1), {SAME}={{{{1}}: (1, {{}})}}, "
+    'calls=%carries, backend_config={"estimated_cycles":"500"}',
+    f"%f1 = {WHOLE} get-tuple-element(%f), index=1",
+    f"ROOT %d = {WHOLE} fusion(%s0, %f1), {SAME}={{{{}}: (1, {{}})}}, "
+    "calls=%ends",
+  ]
+)

@@ -15,7 +15,7 @@ RING = simulate_matmul.RING
 LARGE = 100_000  # bytes; a piece of a chunk is larger, bookkeeping is not
 
 # Tokens, width and features of ViT-22B's MLP, of Llama-70B's, and of its gate
-# and up products as one: on a v6e a ring hides from 8 x 5,288 features on.
+# and up products as one: on a v6e a ring hides from 8 x 5,300 features on.
 VIT, LLAMA, GATE_AND_UP = (6144, 24576), (8192, 28672), (8192, 57344)
 SHORT = [
   ("v4", 2048, *VIT),

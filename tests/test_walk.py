@@ -3,9 +3,12 @@ import collections
 import pytest
 from hlo_text import (
   ARRAY,
+  ASYNC_ENTRY,
+  ASYNC_FUSIONS,
   BACK,
   LOOP_ENTRY,
   RING,
+  WHOLE,
   done,
   loop,
   module,
@@ -250,3 +253,19 @@ def test_a_call_is_entered():
 def test_what_ends_must_have_started():
   with pytest.raises(ValueError, match="d must end something that has started"):
     walk(done("d", "x"))
+
+
+def test_the_end_of_a_gather_that_was_moved_meanwhile():
+  # The compiler made room: the shard and the whole went to the HBM and back, so
+  # that only a semaphore of the end still comes from the start.
+  moved = 'custom-call(%x), custom_call_target="ConcatBitcast"'
+  lines = ASYNC_ENTRY.replace("%s0, %f1", "%m0, %m1, %s2").splitlines()
+  walked = walk(
+    *lines[:-1],
+    f"%m0 = {ARRAY} {moved}",
+    f"%m1 = {WHOLE} {moved}",
+    "%s2 = s32[2]{0:S(4)} get-tuple-element(%s), index=2",
+    lines[-1].replace("ROOT ", ""),
+    computations=(ASYNC_FUSIONS,),
+  )
+  assert transfers(walked)["s"].seconds == pytest.approx(4 * SEND_S)
