@@ -115,11 +115,16 @@ class Wire:
     if not self.parts:
       return [x.astype(self.reduce_dtype) for x in packed]
     part = self.parts[number]
-    reduced = []
+    dtype, reduced = self.reduce_dtype, []
+    sent = {1: 0, -1: 0}  # bytes that go half way round, by direction
     for x in packed:
       x = x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
-      by = _exchanged if part.size <= EXCHANGE else _passed_on
-      reduced.append(by(x, self.axis_name, part, self.reduce_dtype))
+      if part.size <= EXCHANGE:
+        way = min(sent, key=sent.get)
+        sent[way] += x.nbytes
+        reduced.append(_exchanged(x, self.axis_name, part, dtype, way))
+      else:
+        reduced.append(_passed_on(x, self.axis_name, part, dtype))
     return reduced
 
   def unpack(
@@ -196,15 +201,24 @@ def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
   return x.astype(dtype)
 
 
-def _exchanged(x, axis_name, part, dtype):
-  """Every share of x[f, rows, ...] goes straight to its owner."""
+def _exchanged(x, axis_name, part, dtype, way):
+  """Every share of x[f, rows, ...] goes straight to its owner.
+
+  In a ring of four the one that goes half way round goes `way`, in two sends:
+  which way one send would take is not ours to say, and if all go the same, that
+  direction carries three times what the other does. Larger rings have less to
+  gain, and lose more by another send (docs/prefetch.md).
+  """
   index = part.index(axis_name)
   total = None
   for distance in range(part.size):
     to = lax.rem(index + distance, part.size)
     share = lax.dynamic_index_in_dim(x, to, keepdims=False)
-    if distance:
-      share = ring.shift(share, axis_name, distance, part)
+    hops = (distance,) if distance else ()
+    if part.size == 4 and distance == 2:
+      hops = (way, way)
+    for hop in hops:
+      share = ring.shift(share, axis_name, hop, part)
     share = share.astype(dtype)
     total = share if total is None else total + share
   return total

@@ -1,5 +1,6 @@
 """What a stack sends, in what dtype, and what it keeps for backward."""
 
+import collections
 import functools
 
 import jax
@@ -70,6 +71,20 @@ def test_a_ring_is_permutes_alone(w_is_large, monkeypatch, exchange, sums):
   rounded = gathers + (reductions if exchange == 8 else 0)
   assert dtypes.count("bfloat16") == rounded
   assert len(dtypes) == gathers + reductions
+
+
+def test_shares_load_both_directions_of_a_ring_of_four_alike(w_is_large):
+  jaxpr = jaxpr_of_gradient(backend=("native", "ring"), rings=(2, 4))
+  hops = collections.Counter()
+  for e in sends(jaxpr, "ppermute"):
+    (source, target), *_ = e.params["perm"]
+    hops[target - source] += e.invars[0].aval.size
+  # Zero sends to 1 and 3, one step each way, and to 4, across the ring of two:
+  # none goes to 2, which a router could send either way.
+  assert set(hops) == {1, 3, 4}
+  # The two arrays go opposite ways, with shares of 2 x 16 and 1 x 4 numbers,
+  # each two steps; backward has the stage three times.
+  assert hops[3] - hops[1] == 3 * 2 * (2 * 16 - 1 * 4)
 
 
 def test_keeps_the_carry_of_each_layer_alone():
