@@ -111,7 +111,7 @@ def test_twenty_kills_at_random_moments_lose_at_most_an_interval(
             len(started(folder)) > n and last_step(folder) not in (0, at)
           )
         )
-        time.sleep(moments.uniform(0, 1))
+        time.sleep(moments.uniform(0, 2))
       else:  # or while it starts
         time.sleep(moments.uniform(0, 6))
       saved, reached = checkpoints(folder), last_step(folder)
