@@ -1,8 +1,8 @@
 """Writes `tests/data/timm`: weights that timm has loaded, and its logits.
 
-    python -m venv /tmp/timm
-    /tmp/timm/bin/pip install -e '.[train]' timm torch
-    PYTHONPATH=.:tests /tmp/timm/bin/python tests/make_timm_fixture.py
+    python -m venv .venv-timm
+    .venv-timm/bin/pip install -e '.[train]' timm torch
+    PYTHONPATH=.:tests .venv-timm/bin/python tests/make_timm_fixture.py
 
 Not run by the tests, which need neither timm nor torch. Our exporter writes the
 `.npz`; timm's own loader reads it by the names of the public files, and timm
