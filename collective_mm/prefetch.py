@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from collective_mm import float_trees
 from collective_mm.mesh import (
   AxisName,
   axis_size,
   device_kind,
   empty_like_varying,
   vary_over,
-  varying_axes,
 )
 from collective_mm.prefetch_checks import (
   check_microbatches,
@@ -129,9 +129,10 @@ def prefetch_scan(
   params, treedef = jax.tree.flatten(stacked_params)
   # What differs between devices anyway makes the gradients of what they share
   # differ too: their sum is then taken once, after the loop, not in its body.
-  names = _varying_everywhere(carry)
+  names = float_trees.varying_everywhere(carry)
   shared, params, xs = jax.tree.map(
-    lambda x: vary_over(x, names) if _is_float(x) else x, (shared, params, xs)
+    lambda x: vary_over(x, names) if float_trees.is_float(x) else x,
+    (shared, params, xs),
   )
   gather_dtype = None if gather_dtype is None else jnp.dtype(gather_dtype)
   reduce_dtype = jnp.dtype(reduce_dtype)
@@ -153,7 +154,9 @@ def prefetch_scan(
       shapes=tuple(p.shape[1:] for p in params),
       dims=dims,
       groups=groups,
-      reduced_groups=tuple(g for g in groups if _is_float(params[g[0]])),
+      reduced_groups=tuple(
+        g for g in groups if float_trees.is_float(params[g[0]])
+      ),
       gather_dtype=gather_dtype,
       reduce_dtype=reduce_dtype,
       gather_by=gather_by,
@@ -169,7 +172,7 @@ def prefetch_scan(
   )
   op = jax.custom_vjp(stack.run)
   op.defvjp(stack.forward, stack.backward)
-  out, aux = op(*_split((shared, params, carry, xs)))
+  out, aux = op(*float_trees.split((shared, params, carry, xs)))
   return (out, aux) if has_aux else out
 
 
@@ -195,22 +198,23 @@ class _Stack:
     return self._scan(floats, rest, keep=False)[0]
 
   def forward(self, floats, rest):
-    out, carries = self._scan(floats, rest, keep=True)
-    shared, params, _, xs = _merge(floats, rest)
-    return out, (shared, params, carries, xs)
+    out, (carries, queue) = self._scan(floats, rest, keep=True)
+    shared, params, _, xs = float_trees.merge(floats, rest)
+    return out, (shared, params, carries, xs, queue)
 
   def backward(self, residuals, cotangents):
-    shared, params, carries, xs = residuals
-    dout, daux = _floats(cotangents)
+    shared, params, carries, xs, queue = residuals
+    dout, daux = float_trees.floats(cotangents)
     last = self.length - 1
-    queue = [self._gather(params, last - i) for i in range(self.distance)]
     waiting = self._room_for_stages(queue[0]) if queue else []
     late = len(waiting)
     dparams = [
-      empty_like_varying(p.shape, p.dtype, like=p) if _is_float(p) else None
+      empty_like_varying(p.shape, p.dtype, like=p)
+      if float_trees.is_float(p)
+      else None
       for p in params
     ]
-    dshared = jax.tree.map(jnp.zeros_like, _floats(shared))
+    dshared = jax.tree.map(jnp.zeros_like, float_trees.floats(shared))
 
     def store(dparams, packed_and_whole, i):
       def put(into, g):
@@ -223,12 +227,21 @@ class _Stack:
       queue, waiting, dparams, dshared, dcarry = state
       i, carry, x, daux = of_layer
       queue = [*queue, self._gather(params, jnp.maximum(i - self.distance, 0))]
+      arrived = [self.wire.send(k, p) for k, (p, _) in enumerate(waiting)]
       grads = self._pull(shared, queue[0], carry, x, dcarry, daux)
       more, dweights, dcarry, dx = grads
-      waiting = [self._packed(dweights), *waiting]
-      if late:
-        waiting[1:] = [self._stage(k, w) for k, w in enumerate(waiting[1:])]
-      else:
+      # What was sent first has until here to arrive.
+      arrived, dcarry = float_trees.barrier((arrived, dcarry))
+      waiting = [
+        self._packed(dweights),
+        *(
+          (self.wire.add(k, packed, shares), whole)
+          for k, ((packed, whole), shares) in enumerate(
+            zip(waiting, arrived, strict=True)
+          )
+        ),
+      ]
+      if not late:
         waiting = [self._all_stages(0, waiting[0])]
       # What the first trips store is nothing yet; a later one overwrites it.
       ready = waiting.pop()
@@ -249,29 +262,37 @@ class _Stack:
 
   def _scan(self, floats, rest, *, keep):
     """All layers: `(carry, aux)`, and the carries before them if `keep`."""
-    shared, params, carry, xs = _merge(floats, rest)
+    shared, params, carry, xs = float_trees.merge(floats, rest)
     queue = [self._gather(params, i) for i in range(self.distance)]
 
     def step(state, of_layer):
       queue, carry = state
       i, x = of_layer
-      ahead = jnp.minimum(i + self.distance, self.length - 1)
-      queue = [*queue, self._gather(params, ahead)]
+      # The last gathers are those that backward begins with.
+      ahead = i + self.distance
+      ahead = jnp.minimum(ahead, 2 * self.length - 1 - ahead)
+      shards = self._shards(params, ahead)
+      # A gather travels beside this layer alone: not earlier, over weights in
+      # use, nor later, beside a layer that has its own to hide.
+      if queue:
+        queue[0], shards, carry = float_trees.barrier((queue[0], shards, carry))
+      queue = [*queue, self.wire.gather(shards)]
       out, aux = self._layer(shared, queue[0], carry, x)
       return (queue[1:], out), (aux, carry if keep else None)
 
     # Two layers a trip: with one the compiler writes what it gathers over the
     # weights in use, and waits for the end of the layer.
-    (_, out), (aux, carries) = lax.scan(
+    (queue, out), (aux, carries) = lax.scan(
       step, (queue, carry), (jnp.arange(self.length), xs), unroll=2
     )
-    return (out, aux), carries
+    return (out, aux), (carries, queue)
 
   def _gather(self, params, i):
     """The whole weights of layer `i`."""
-    return self.wire.gather(
-      [lax.dynamic_index_in_dim(p, i, keepdims=False) for p in params]
-    )
+    return self.wire.gather(self._shards(params, i))
+
+  def _shards(self, params, i):
+    return [lax.dynamic_index_in_dim(p, i, keepdims=False) for p in params]
 
   def _call(self, shared, weights, carry, x):
     """`layer` of one microbatch: `(carry, aux)`."""
@@ -294,8 +315,11 @@ class _Stack:
     """Gradients of a layer, as the tree of its inputs."""
 
     def pull(carry, dout, daux):
-      floats, rest = _split((shared, weights, carry, x))
-      _, vjp = jax.vjp(lambda f: _floats(self._call(*_merge(f, rest))), floats)
+      floats, rest = float_trees.split((shared, weights, carry, x))
+      _, vjp = jax.vjp(
+        lambda f: float_trees.floats(self._call(*float_trees.merge(f, rest))),
+        floats,
+      )
       return vjp((dout, daux))[0]
 
     if not self.has_microbatches:
@@ -308,7 +332,7 @@ class _Stack:
       )
       return sums, dcarry
 
-    zeros = jax.tree.map(jnp.zeros_like, _floats((shared, x)))
+    zeros = jax.tree.map(jnp.zeros_like, float_trees.floats((shared, x)))
     room = jax.tree.map(jnp.zeros_like, self._room_for_gradients(weights))
     sums, dcarry = lax.scan(
       add, (zeros[0], room, zeros[1]), (carry, dout, daux)
@@ -321,7 +345,7 @@ class _Stack:
     dtype = self.wire.reduce_dtype if self.has_microbatches else None
     return [
       empty_like_varying(w.shape, dtype or w.dtype, like=w)
-      if _is_float(w)
+      if float_trees.is_float(w)
       else None
       for w in weights
     ]
@@ -336,7 +360,7 @@ class _Stack:
 
   def _stage(self, k, packed_and_whole):
     packed, whole = packed_and_whole
-    return self.wire.stage(k, packed), whole
+    return self.wire.add(k, packed, self.wire.send(k, packed)), whole
 
   def _all_stages(self, first, packed_and_whole):
     for k in range(first, self.wire.stages):
@@ -356,32 +380,3 @@ class _Stack:
         )
       )
     return rooms
-
-
-def _is_float(x: Any) -> bool:
-  return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-def _floats(tree: Any) -> Any:
-  """`tree` with None for every leaf that has no gradient."""
-  return jax.tree.map(lambda x: x if _is_float(x) else None, tree)
-
-
-def _split(tree: Any) -> tuple[Any, Any]:
-  rest = jax.tree.map(lambda x: None if _is_float(x) else x, tree)
-  return _floats(tree), rest
-
-
-def _merge(floats: Any, rest: Any) -> Any:
-  return jax.tree.map(
-    lambda x, y: y if x is None else x,
-    floats,
-    rest,
-    is_leaf=lambda x: x is None,
-  )
-
-
-def _varying_everywhere(carry: Any) -> frozenset[str]:
-  """The axes over which every floating leaf of `carry` varies."""
-  axes = [varying_axes(x) for x in jax.tree.leaves(_floats(carry))]
-  return frozenset.intersection(*axes) if axes else frozenset()

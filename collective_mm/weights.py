@@ -105,27 +105,48 @@ class Wire:
       packed += rows
     return packed
 
-  def stage(self, number: int, packed: list[jax.Array]) -> list[jax.Array]:
-    """Sums over the devices of one ring; the last stage leaves our shards."""
+  def send(self, number: int, packed: list[jax.Array]) -> list[list]:
+    """What comes of `packed` along one ring: the shares of this device."""
     if self.reduce_by == "native":
       return [
-        psum_scatter(x.astype(self.reduce_dtype), self.axis_name, 0)
+        [psum_scatter(x.astype(self.reduce_dtype), self.axis_name, 0)]
         for x in packed
       ]
     if not self.parts:
-      return [x.astype(self.reduce_dtype) for x in packed]
-    part = self.parts[number]
-    dtype, reduced = self.reduce_dtype, []
+      return [[] for _ in packed]
+    part, dtype, arrived = self.parts[number], self.reduce_dtype, []
     sent = {1: 0, -1: 0}  # bytes that go half way round, by direction
     for x in packed:
-      x = x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
+      x = _by_owner(x, part)
       if part.size <= EXCHANGE:
         way = min(sent, key=sent.get)
         sent[way] += x.nbytes
-        reduced.append(_exchanged(x, self.axis_name, part, dtype, way))
+        arrived.append(_exchanged(x, self.axis_name, part, way))
       else:
-        reduced.append(_passed_on(x, self.axis_name, part, dtype))
-    return reduced
+        arrived.append([_passed_on(x, self.axis_name, part, dtype)])
+    return arrived
+
+  def add(
+    self, number: int, packed: list[jax.Array], arrived: list[list]
+  ) -> list[jax.Array]:
+    """The sums over one ring's devices; the last stage leaves our shards."""
+    dtype = self.reduce_dtype
+    if self.reduce_by == "native":
+      return [y for (y,) in arrived]
+    if not self.parts:
+      return [x.astype(dtype) for x in packed]
+    part = self.parts[number]
+    if part.size > EXCHANGE:
+      return [y for (y,) in arrived]
+    index = part.index(self.axis_name)
+    sums = []
+    for x, shares in zip(packed, arrived, strict=True):
+      x = _by_owner(x, part)
+      total = lax.dynamic_index_in_dim(x, index, keepdims=False).astype(dtype)
+      for share in shares:
+        total = total + share.astype(dtype)
+      sums.append(total)
+    return sums
 
   def unpack(
     self, packed: list[jax.Array], grads: Sequence[jax.Array | None]
@@ -201,8 +222,13 @@ def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
   return x.astype(dtype)
 
 
-def _exchanged(x, axis_name, part, dtype, way):
-  """Every share of x[f, rows, ...] goes straight to its owner.
+def _by_owner(x, part):
+  """x[f * rows, ...] as [f, rows, ...]."""
+  return x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
+
+
+def _exchanged(x, axis_name, part, way):
+  """The shares of x[f, rows, ...] that arrive, each straight from its device.
 
   In a ring of four the one that goes half way round goes `way`, in two sends:
   which way one send would take is not ours to say, and if all go the same, that
@@ -210,18 +236,17 @@ def _exchanged(x, axis_name, part, dtype, way):
   gain, and lose more by another send (docs/prefetch.md).
   """
   index = part.index(axis_name)
-  total = None
-  for distance in range(part.size):
+  arrived = []
+  for distance in range(1, part.size):
     to = lax.rem(index + distance, part.size)
     share = lax.dynamic_index_in_dim(x, to, keepdims=False)
-    hops = (distance,) if distance else ()
+    hops = (distance,)
     if part.size == 4 and distance == 2:
       hops = (way, way)
     for hop in hops:
       share = ring.shift(share, axis_name, hop, part)
-    share = share.astype(dtype)
-    total = share if total is None else total + share
-  return total
+    arrived.append(share)
+  return arrived
 
 
 def _passed_on(x, axis_name, part, dtype):

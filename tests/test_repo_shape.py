@@ -36,6 +36,7 @@ ORDER = (
   "dense",
   "blocks",
   "weights",
+  "float_trees",
   "prefetch_checks",
   "prefetch_gate",
   "prefetch",
