@@ -41,8 +41,10 @@ _ASYNC_FLAGS = (
 _PREFETCH = {
   # Five sends at a time are under way otherwise; v5p has flags for some 150.
   "xla_max_concurrent_async_collective_permutes": "128",
-  # Start them early: the compiler thinks a send shorter than it is.
+  # Start them early: the compiler thinks compute longer than it is.
   "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
+  "xla_lhs_output_fusion_latency_multiplier": "0.5",
+  "xla_lhs_loop_fusion_latency_multiplier": "0.5",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
 

@@ -54,12 +54,14 @@ def prefetch_scan(
       for l in range(L): carry = layer(gather(stacked_params[l]), carry)
 
   While layer `l` computes, the weights of layer `l + distance` are on their
-  way. Forward keeps the sharded weights and the carry before each layer, and
-  no gathered weight. Backward goes through the layers from the last: while it
-  computes layer `l` (again from its carry, and its gradients), it gathers the
-  weights of layer `l - distance` and reduce-scatters the gradients of layer
-  `l + 1`. Call inside `jax.shard_map`. Values and gradients are those of a
-  `lax.scan` whose body gathers with `lax.all_gather`.
+  way. Forward keeps the sharded weights and the carry before each layer; of
+  gathered weights only those of the last `distance` layers, with which backward
+  begins. It goes through the layers from the last: while it computes layer `l`
+  (again from its carry, and its gradients), it gathers the weights of layer
+  `l - distance` and reduce-scatters the gradients of layer `l + 1`.
+
+  Call inside `jax.shard_map`. Values and gradients are those of a `lax.scan`
+  whose body gathers with `lax.all_gather`.
 
   Args:
     layer: `layer(params, carry)`, or `layer(params, carry, x)` if there are
@@ -101,7 +103,7 @@ def prefetch_scan(
       A leaf that the axis does not divide never comes here: `jax.shard_map`
       refuses it and names it, and inside every shard looks whole.
 
-  Cost: `L + distance` gathers of a layer in forward and in backward, and `L`
+  Cost: `L + distance` gathers of a layer in forward, `L` in backward, and `L`
     reductions. `distance + 1` layers of gathered weights are held at most, and
     in backward two layers of gradients.
 

@@ -78,18 +78,16 @@ def check(name, rows):
   assert kinds == {"all-gather", "collective-permute"}
   sends = [c for c in in_loops if c.kind == "collective-permute"]
   assert len(sends) >= 2 * len(SPECS)
-  assert min(c.hidden for c in sends) > 0.99
   gathers = [c for c in in_loops if c.kind == "all-gather"]
   assert {c.dtype for c in gathers} == {"bf16"}
   # Two layers of forward a trip, and one of backward.
   assert len(gathers) == 3 * len(SPECS)
-  return gathers
+  assert min(c.hidden for c in in_loops) > 0.99
 
 
 @pytest.mark.tpu_compiler
-def test_reductions_hide_behind_the_next_layer():
-  gathers = check("v4:2x2x2", 16384)
-  assert sum(c.hidden < 0.99 for c in gathers) <= 1
+def test_gathers_and_reductions_hide_behind_the_layer_at_hand():
+  check("v4:2x2x2", 4096)
 
 
 @pytest.mark.long
@@ -97,7 +95,7 @@ def test_reductions_hide_behind_the_next_layer():
 @pytest.mark.parametrize(
   "name", ["v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"]
 )
-def test_reductions_hide_on_larger_slices(name):
+def test_they_hide_on_larger_slices(name):
   check(name, 16384)
 
 
