@@ -332,7 +332,7 @@ def test_options_are_for_tpus():
     assert set(options.values()) == {"true"}
     more = gate.compiler_options(chip, prefetch=True)
     assert options.keys() < more.keys()
-    assert set(more.values()) == {"true", "128", "ENABLED"}
+    assert set(more.values()) == {"true", "128", "ENABLED", "0.5"}
 
 
 def test_memory_figures_are_those_of_jax():
