@@ -115,6 +115,7 @@ class Setup:
       "batch": config.batch,
       "rows": feed.host_rows(self._sharding, config.batch),
       "skipped": self.skipped,
+      "levels": True,
     }
     with blame("--set optimizer.groups"):
       check_groups(config.optimizer.groups, _shapes(config.model))
