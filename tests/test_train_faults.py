@@ -98,30 +98,26 @@ def test_after_a_kill_and_a_sigterm_a_run_ends_bit_for_bit_as_a_whole_one(
 def test_twenty_kills_at_random_moments_lose_at_most_an_interval(
   compiled_once, tmp_path
 ):
-  flags = [*FLAGS, "--steps=1500", "--eval_every=1500"]
+  flags = [*FLAGS, "--steps=2000", "--eval_every=2000"]
   folder, moments = tmp_path / "run", random.Random(0)
   for _ in range(20):
-    starts, before = len(started(folder)), last_step(folder)
+    before = last_step(folder)
     with Trainer(
       *flags, f"--workdir={folder}", "--auto_resume", **compiled_once
     ) as child:
       if moments.random() < 0.7:  # in its steps and saves
-        child.wait_for(
-          lambda n=starts, at=before: (
-            len(started(folder)) > n and last_step(folder) not in (0, at)
-          )
-        )
-        time.sleep(moments.uniform(0, 2))
+        child.wait_for(lambda at=before: last_step(folder) > at)
+        time.sleep(moments.uniform(0, 1))
       else:  # or while it starts
         time.sleep(moments.uniform(0, 6))
-      saved, reached = checkpoints(folder), last_step(folder)
+      reached, saved = last_step(folder), checkpoints(folder)
       child.send(signal.SIGKILL)
       child.end()
     # What was whole before the kill is whole after it, and the newest is at
     # most one save and one interval behind.
     assert not saved or checkpoints(folder)[-1] >= saved[-1]
-    assert not saved or reached - saved[-1] <= 2 * EVERY
-  assert len(set(started(folder))) >= 5  # it did go on from checkpoints
+    assert reached - max(saved, default=0) <= 2 * EVERY
+  assert len(set(started(folder))) >= 8  # it did go on from checkpoints
   result = run(parse(["train", *flags]).config, folder, resume="auto")
   whole = run(parse(["train", *flags]).config, tmp_path / "whole")
   assert_the_same(result, whole)
