@@ -158,6 +158,7 @@ class Setup:
       "layout": config.layout,
       "schedule": config.schedule,
       "compute_dtype": jnp.dtype(config.compute_dtype),
+      "loss": config.loss,
     }
     state = self.abstract_state()
     batch = train_step.abstract_batch(config.model, self.mesh, config.batch)

@@ -146,7 +146,11 @@ OPTIMISED = {
 
 
 @pytest.mark.parametrize(
-  "options", [OPTIMISED, {"layout": "features"}], ids=["tokens", "features"]
+  "options",
+  [
+    pytest.param(OPTIMISED, id="tokens"),
+    pytest.param({"layout": "features"}, id="features", marks=pytest.mark.long),
+  ],
 )
 def test_fifty_steps_equal_the_twins(mesh, options):
   want_history, want_gradients, want = twins_run()
@@ -172,6 +176,7 @@ def test_fifty_steps_equal_the_twins(mesh, options):
   assert_close(got, want, atol=5e-6)
 
 
+@pytest.mark.long
 def test_fifty_steps_in_bfloat16_are_as_near_float32_as_the_twins(mesh):
   exact, exact_gradients, _ = twins_run()
   _, rounded_gradients, _ = twins_run("bfloat16")
