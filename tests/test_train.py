@@ -14,10 +14,12 @@ import pytest
 from train_runs import metrics
 
 from examples import evaluate, train
+from examples.checkpoints import restore
 from examples.presets import PRESETS, from_json
 from examples.train_flags import parse
 from examples.train_loop import run
 from examples.usage import UsageError
+from models.train_step import abstract
 
 ROOT = Path(__file__).parents[1]
 DIGITS = PRESETS["digits"]
@@ -29,6 +31,10 @@ TINY_FLAGS = [
 
 def request(*flags):
   return parse(["train", *flags])
+
+
+def like(state):
+  return abstract(state, jax.tree.map(lambda x: x.sharding, state))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -363,11 +369,6 @@ freeze = true
   assert first["train/loss"] == pytest.approx(math.log(10), rel=1e-6)
   last = metrics(folder, "eval/")[-1]
   assert last["eval/ema_loss"] == result["ema_loss"] != result["loss"]
-  shutil.rmtree(folder / "checkpoints" / "6")
-  again = run(
-    request("--resume", f"--workdir={folder}", "--set", "trace_steps=0").config,
-    folder,
-    resume=True,
-  )
-  jax.tree.map(np.testing.assert_array_equal, again["state"], result["state"])
-  assert again["ema_loss"] == result["ema_loss"]
+  # What it saved brings the average along.
+  saved = restore(folder / "checkpoints", like(result["state"]))
+  jax.tree.map(np.testing.assert_array_equal, saved, result["state"])

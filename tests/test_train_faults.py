@@ -224,6 +224,8 @@ def test_more_in_a_row_than_asked_for_stop_the_run(whole, spoilt, tmp_path):
   assert [r["train/skipped"] for r in records] == [1, 1]
 
 
+# That saves fail cleanly is test_checkpoints.py's to show, in a process too.
+@pytest.mark.long
 def test_a_full_disk_stops_the_run_in_one_line(whole, compiled_once, tmp_path):
   folder = tmp_path / "run"
   with Trainer(*FLAGS, f"--workdir={folder}", **compiled_once) as child:

@@ -107,7 +107,7 @@ def test_two_processes_lose_one_start_again_and_end_as_one(
   assert_as_alone(folder, alone)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_nobody_joins_says_so_and_ends(index, tmp_path):
   with Trainer(
     *("--distributed", f"--workdir={tmp_path / 'run'}", "--host_timeout=2"),
