@@ -100,7 +100,7 @@ def test_twenty_kills_at_random_moments_lose_at_most_an_interval(
   compiled_once, tmp_path
 ):
   every = 10
-  flags = [*FLAGS, "--steps=2000", "--eval_every=2000"]
+  flags = [*FLAGS, "--steps=800", "--eval_every=800"]
   flags += [f"--checkpoint_every={every}"]
   folder, moments = tmp_path / "run", random.Random(0)
   for _ in range(20):
@@ -109,8 +109,9 @@ def test_twenty_kills_at_random_moments_lose_at_most_an_interval(
       *flags, f"--workdir={folder}", "--auto_resume", **compiled_once
     ) as child:
       if moments.random() < 0.7:  # in its steps and saves
-        child.wait_for(lambda at=before: last_step(folder) > at)
-        time.sleep(moments.uniform(0, 1))
+        beyond = before + moments.randint(1, 2 * every)
+        child.wait_for(lambda step=beyond: last_step(folder) >= step)
+        time.sleep(moments.uniform(0, 0.2))
       else:  # or while it starts
         time.sleep(moments.uniform(0, 6))
       reached, saved = last_step(folder), checkpoints(folder)
