@@ -68,8 +68,12 @@ def kill_one(folder, count, compiled_once):
   codes = [code for code, *_ in ends]
   assert codes[-1] == -signal.SIGKILL
   assert all(code != 0 for code in codes), ends
-  # Whichever ends first takes the coordinator or its connections along.
-  assert any("error: a process of the run was lost" in e[2] for e in ends), ends
+  # Whichever ends first takes the coordinator or its connections along; where
+  # jax's coordination service is the first to notice, it aborts them all.
+  lost = "error: a process of the run was lost"
+  assert any(
+    lost in err or code == -signal.SIGABRT for code, _, err in ends[:-1]
+  ), ends
 
 
 def finish(folder, count, compiled_once):
