@@ -3,7 +3,7 @@
     python -m examples.evaluate --workdir=runs/digits-20261123-085240
 
 On any mesh of any devices, and on other data of the same classes with
-`--data`. Prints one line of JSON.
+`--data`, of which it takes the held-out part. Prints one line of JSON.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Several processes, one run: how they meet, and how they agree."""
 
 import dataclasses
+import os
 import sys
 import threading
 
@@ -32,7 +33,8 @@ class Hosts:
   def meet(self) -> None:
     """Makes the processes one job; before anything asks jax for devices.
 
-    If one does not come in time, jax ends this process.
+    If one does not come in time, this process ends, with 1 and a line that says
+    so: jax would abort it.
 
     Raises:
       UsageError: if there is no cluster to ask.
@@ -40,15 +42,19 @@ class Hosts:
     # What CPUs of several processes exchange data by; other platforms do not
     # look at it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    news = threading.Timer(self.timeout_s / 4, self._tell)
-    news.daemon = True
-    news.start()
+    timers = [
+      threading.Timer(self.timeout_s / 4, self._tell),
+      threading.Timer(self.timeout_s, self._give_up),
+    ]
+    for timer in timers:
+      timer.daemon = True
+      timer.start()
     try:
       jax.distributed.initialize(
         self.coordinator,
         self.processes,
         self.index,
-        initialization_timeout=self.timeout_s,
+        initialization_timeout=2 * self.timeout_s,  # ours comes first
         heartbeat_timeout_seconds=self.timeout_s,
         shutdown_timeout_seconds=self.timeout_s,
       )
@@ -58,7 +64,8 @@ class Hosts:
         f"--coordinator, --num_processes and --process_id: {error}"
       ) from error
     finally:
-      news.cancel()
+      for timer in timers:
+        timer.cancel()
 
   def _tell(self):
     print(
@@ -66,6 +73,15 @@ class Hosts:
       f"{self.timeout_s} s",
       file=sys.stderr,
     )
+
+  def _give_up(self):
+    print(
+      f"error: the processes of the run did not all come within "
+      f"--host_timeout={self.timeout_s} s",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)  # jax waits in C++, where no exception gets through
 
 
 def is_first() -> bool:

@@ -27,6 +27,8 @@ class TrainConfig:
     microbatches: parts of a device's images, computed one after the other.
     ema_decay: of a moving average of the parameters, which is evaluated too;
       None keeps none.
+    loss: "sigmoid", where each class is a question of its own, or "softmax",
+      where one is right; an image's labels share its weight then.
     skip_nonfinite: updates in a row that may be left out because the loss or
       the gradient is not finite; the run stops at the next. 0 stops at once.
     init_from: weights to start from, as `examples.weights.load` reads them;
@@ -58,6 +60,7 @@ class TrainConfig:
   batch: int
   microbatches: int = 1
   ema_decay: float | None = None
+  loss: Literal["sigmoid", "softmax"] = "sigmoid"
   skip_nonfinite: int = 0
   init_from: str | None = None
   augment: Augment = _PAPERS
@@ -199,8 +202,8 @@ PRESETS: dict[str, TrainConfig] = {
       checkpoint_minutes=10,
     ),
     # The transfer of Dosovitskiy et al. 2021, appendix B.1.1, as big_vision
-    # configs/transfer.py has it: SGD with momentum, cosine, clipping at 1, no
-    # weight decay, a head of zeros.
+    # configs/transfer.py has it: softmax, SGD with momentum, cosine, clipping
+    # at 1, no weight decay, a head of zeros.
     TrainConfig(
       name="finetune",
       data="folder:images",
@@ -216,6 +219,7 @@ PRESETS: dict[str, TrainConfig] = {
         weight_decay_body=0.0,
       ),
       batch=512,
+      loss="softmax",
       eval_every=1000,
       checkpoint_every=1000,
       checkpoint_minutes=15,

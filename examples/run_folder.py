@@ -171,6 +171,7 @@ def _identity(config: TrainConfig) -> dict:
     **dataclasses.asdict(config.model),
     "optimizer kind": config.optimizer.kind,
     "optimizer groups": [(g.pattern, g.freeze) for g in groups],
+    "loss": config.loss,
     "an average": config.ema_decay is not None,
     "data": config.data,
     "augment": config.augment,

@@ -75,7 +75,8 @@ def draw(history: list[dict], path: Path) -> None:
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)
     axis.legend()
-  axes[0].set_yscale("log")
+  if any(r.get(name, 0) > 0 for r in history for name in _PANELS[0][1]):
+    axes[0].set_yscale("log")  # a softmax that is sure has a loss of 0
   axes[-1].set_xlabel("step")
   figure.savefig(path, dpi=120)
 

@@ -115,6 +115,7 @@ class Setup:
       "batch": config.batch,
       "rows": feed.host_rows(self._sharding, config.batch),
       "skipped": self.skipped,
+      "levels": True,
     }
     with blame("--set optimizer.groups"):
       check_groups(config.optimizer.groups, _shapes(config.model))
@@ -157,6 +158,7 @@ class Setup:
       "layout": config.layout,
       "schedule": config.schedule,
       "compute_dtype": jnp.dtype(config.compute_dtype),
+      "loss": config.loss,
     }
     state = self.abstract_state()
     batch = train_step.abstract_batch(config.model, self.mesh, config.batch)

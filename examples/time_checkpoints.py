@@ -131,7 +131,7 @@ def _flags():
   flags.DEFINE_integer("batch", 16, "images a step", **count)
   flags.DEFINE_integer("every", 10, "steps from save to save", **count)
   flags.DEFINE_integer("steps", 10, "of a round", **count)
-  flags.DEFINE_integer("rounds", 3, "of each kind", **count)
+  flags.DEFINE_integer("rounds", 8, "of each kind", **count)
   flags.DEFINE_string("dir", None, "where to write [temporary]", **options)
   return values
 

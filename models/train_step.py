@@ -10,7 +10,7 @@ from jax import lax
 from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
 from collective_mm.mesh import pmax, psum, vary_over, varying_axes
-from models.loss import sigmoid_xent
+from models.loss import LOSSES
 from models.param_groups import path_name
 from models.params import init_params
 from models.sharding import param_specs
@@ -178,6 +178,7 @@ def make_train_step(
   layout: str = "tokens",
   schedule: str | tuple[str, str] = "auto",
   compute_dtype: jax.typing.DTypeLike = jnp.float32,
+  loss: str = "sigmoid",
   remat: bool = False,
   microbatches: int = 1,
   ema_decay: float | None = None,
@@ -187,8 +188,8 @@ def make_train_step(
   """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
   A batch is `{"image": [B_dm, H, W, C], "label": [B_dm, V], "mask": [B_dm]}`;
-  the loss is the mean sigmoid cross-entropy of the examples that the mask
-  keeps. The state is donated.
+  the loss is the mean cross-entropy of the examples that the mask keeps. The
+  state is donated.
 
   Args:
     cfg: the model's shape.
@@ -197,6 +198,7 @@ def make_train_step(
     layout: "tokens" or "features"; see `models.vit`.
     schedule: of every ring.
     compute_dtype: of matmul operands and of the tokens between blocks.
+    loss: "sigmoid" or "softmax"; see `models.loss`.
     remat: recompute each block in backward instead of saving its inside.
     microbatches: parts of a device's images that are computed one after the
       other, in less memory. The gradients are those of the whole batch but for
@@ -231,9 +233,9 @@ def make_train_step(
         params,
       )
     logits, out = vit(params, batch["image"])
-    nats = sigmoid_xent(logits, batch["label"])
-    loss = psum((nats * batch["mask"]).sum(), axes)
-    return loss / jnp.maximum(kept, 1), out["max_attention_logit"]
+    nats = LOSSES[loss](logits, batch["label"]) * batch["mask"]
+    mean = psum(nats.sum(), axes) / jnp.maximum(kept, 1)
+    return mean, out["max_attention_logit"]
 
   gradient = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -244,14 +246,14 @@ def make_train_step(
     )
 
     def add(sums, part):
-      (loss, max_logit), grads = gradient(params, part, kept)
-      return jax.tree.map(jnp.add, sums, (loss, grads)), max_logit
+      (mean, max_logit), grads = gradient(params, part, kept)
+      return jax.tree.map(jnp.add, sums, (mean, grads)), max_logit
 
     zeros = jax.tree.map(
       lambda p: vary_over(jnp.zeros_like(p), varying_axes(p)), params
     )
-    (loss, grads), max_logits = lax.scan(add, (jnp.float32(0), zeros), parts)
-    return (loss, max_logits.max()), grads
+    (mean, grads), max_logits = lax.scan(add, (jnp.float32(0), zeros), parts)
+    return (mean, max_logits.max()), grads
 
   @jax.shard_map(
     mesh=mesh,
@@ -262,10 +264,10 @@ def make_train_step(
   def gradients(params, batch):
     kept = psum(batch["mask"].sum(), axes)
     by_parts = microbatches > 1 and not remat
-    (loss, max_logit), grads = (accumulated if by_parts else gradient)(
+    (mean, max_logit), grads = (accumulated if by_parts else gradient)(
       params, batch, kept
     )
-    return loss, pmax(max_logit, axes), grads
+    return mean, pmax(max_logit, axes), grads
 
   def step(state, batch):
     new, metrics = updated(state, optimizer, *gradients(state.params, batch))
@@ -317,6 +319,7 @@ def make_eval_step(
   layout: str = "tokens",
   schedule: str | tuple[str, str] = "auto",
   compute_dtype: jax.typing.DTypeLike = jnp.float32,
+  loss: str = "sigmoid",
 ) -> Callable[[dict, Batch], dict[str, jax.Array]]:
   """Returns the jitted `evaluate(params, batch) -> sums over the batch`.
 
@@ -324,7 +327,7 @@ def make_eval_step(
   nats, "correct" (the largest logit is one of the labels) and "count".
 
   Args:
-    cfg, mesh, layout, schedule, compute_dtype: as in `make_train_step`.
+    cfg, mesh, layout, schedule, compute_dtype, loss: as in `make_train_step`.
   """
   vit = ShardedViT(
     cfg, mesh, layout=layout, schedule=schedule, compute_dtype=compute_dtype
@@ -342,7 +345,7 @@ def make_eval_step(
     label, mask = batch["label"], batch["mask"]
     top = logits.argmax(axis=-1, keepdims=True)
     sums = {
-      "loss": (sigmoid_xent(logits, label) * mask).sum(),
+      "loss": (LOSSES[loss](logits, label) * mask).sum(),
       "correct": (jnp.take_along_axis(label, top, axis=-1)[:, 0] * mask).sum(),
       "count": mask.sum(),
     }

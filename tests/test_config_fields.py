@@ -26,6 +26,8 @@ DIGITS = PRESETS["digits"]
     ("batch=0", "batch must be at least 1, got 0"),
     ("remat=1", "remat must be true or false, got 1"),
     ("data=7", "data must be text, got 7"),
+    ("los=softmax", "no key 'los'; did you mean 'loss'?"),
+    ("loss=softmx", "loss must be one of sigmoid, softmax, got 'softmx'"),
     ("layout=rows", "layout must be one of tokens, features, got 'rows'"),
     (
       "schedule=best",

@@ -69,6 +69,22 @@ def test_a_part_is_resized_as_pillow_does(box, size, channels):
   np.testing.assert_allclose(ours.astype(int), theirs, atol=1)
 
 
+@pytest.mark.parametrize("size", [16, 15, 14])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", None])
+def test_from_behind_left_and_right_are_exchanged(size, channels, kind):
+  image = smooth(60, 40)
+  if kind:
+    image = Encoded(encode(image, kind), "x")
+  elif channels == 1:
+    image = image[..., :1]
+  box = (10, 5, 50, 35)
+  front = cut(image, box, size, channels)
+  behind = cut(image, box, size, channels, behind=True)
+  assert not np.array_equal(front, behind)
+  np.testing.assert_array_equal(behind, front[:, ::-1])
+
+
 def test_gray_arrays_fill_three_channels():
   gray = smooth(20, 20)[..., :1]
   ours = cut(gray, (0, 0, 20, 20), 20, 3)

@@ -2,10 +2,12 @@ import itertools
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
-from examples.data import digits, pipeline
+from collective_mm import make_mesh
+from examples.data import digits, feed, pipeline
 from examples.data.crops import central_box, cut
 from examples.data.feed import prefetched
 from examples.data.pipeline import Augment
@@ -133,6 +135,32 @@ def test_black_and_white_are_the_ends_of_the_range(tmp_path):
   np.testing.assert_array_equal(
     batch["label"].argmax(axis=1), batch["image"][:, 0, 0, 0] > 0
   )
+
+
+def test_levels_are_the_values_until_they_are_on_the_mesh(images, splits):
+  mesh = make_mesh(data=2, model=4)
+  sharding = jax.NamedSharding(mesh, jax.P(("data", "model")))
+  source = open_source(f"folder:{images}", "val")
+  pairs = [
+    [coloured(images, levels=levels)[3] for levels in (True, False)],
+    [
+      pipeline.eval_batches(source, COLOUR, batch=8, levels=levels)[0]
+      for levels in (True, False)
+    ],
+  ]
+  for ours, theirs in pairs:
+    assert ours["image"].dtype == np.uint8
+    (placed,) = feed.on_device(iter([ours]), sharding, 8)
+    assert placed["image"].sharding == sharding
+    for name, x in theirs.items():
+      # One rounding where the device multiplies and adds at once.
+      np.testing.assert_allclose(placed[name], x, rtol=0, atol=1e-7)
+      assert placed[name].dtype == x.dtype
+  for batch in (
+    coloured(images, levels=True, augment=Augment(mixup=1.0))[3],
+    pipeline.train_batches(splits[0], CFG, batch=8, seed=0, levels=True)[0],
+  ):
+    assert batch["image"].dtype == np.float32
 
 
 def test_half_of_the_images_are_seen_from_behind(tmp_path):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.loss import loss_fn, sigmoid_xent
+from models.loss import loss_fn, sigmoid_xent, softmax_xent
 
 
 def logits_and_labels():
@@ -24,6 +24,36 @@ def test_labels_may_be_probabilities():
   halves = sigmoid_xent(logits, jnp.full((1, 2), 0.5))
   ends = [sigmoid_xent(logits, jnp.full((1, 2), z)) for z in (0.0, 1.0)]
   np.testing.assert_allclose(halves, (ends[0] + ends[1]) / 2, rtol=1e-6)
+
+
+def test_softmax_asks_which_class_is_right():
+  logits, _ = logits_and_labels()
+  right = jax.nn.one_hot(jnp.array([0, 3, 6, 6, 1]), 7)
+  x = np.asarray(logits, np.float64)
+  share = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+  nats = -np.log(share[np.asarray(right, bool)])
+  np.testing.assert_allclose(softmax_xent(logits, right), nats, rtol=1e-6)
+  slope = jax.grad(lambda x: softmax_xent(x, right).sum())(logits)
+  np.testing.assert_allclose(slope, share - right, atol=1e-6)
+
+
+def test_labels_share_the_weight_of_a_softmax():
+  logits, _ = logits_and_labels()
+  each = [softmax_xent(logits[:1], jnp.eye(7)[i : i + 1]) for i in (2, 5)]
+  both = softmax_xent(logits[:1], jnp.eye(7)[2:3] + jnp.eye(7)[5:6])
+  np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
+  mixed = softmax_xent(
+    logits[:1], 0.7 * jnp.eye(7)[2:3] + 0.3 * jnp.eye(7)[5:6]
+  )
+  np.testing.assert_allclose(mixed, 0.7 * each[0] + 0.3 * each[1], rtol=1e-6)
+
+
+def test_no_label_is_no_loss_of_a_softmax():
+  def total(x):
+    return softmax_xent(x, jnp.zeros((1, 3))).sum()
+
+  value, slope = jax.value_and_grad(total)(jnp.array([[1e30, -1e30, 0]]))
+  assert value == 0 and not slope.any()
 
 
 def test_extreme_logits_keep_value_and_gradient():
@@ -82,5 +112,7 @@ def test_shapes_that_would_broadcast_are_refused():
   logits, labels = logits_and_labels()
   with pytest.raises(ValueError, match=r"\(5, 7\), got labels.shape=\(7,\)"):
     sigmoid_xent(logits, labels[0])
+  with pytest.raises(ValueError, match=r"\(5, 7\), got labels.shape=\(7,\)"):
+    softmax_xent(logits, labels[0])
   with pytest.raises(ValueError, match=r"5 examples, got mask.shape=\(5, 1\)"):
     loss_fn(logits, labels, jnp.ones((5, 1)))

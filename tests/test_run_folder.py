@@ -40,6 +40,7 @@ def test_each_start_is_recorded(tmp_path):
   ("changes", "message"),
   [
     ({"ema_decay": 0.9}, "has an average=False, got an average=True"),
+    ({"loss": "softmax"}, "has loss=sigmoid, got loss=softmax"),
     ({"augment": {"flip": False}}, "has augment=Augment"),
     (
       {"optimizer": {"groups": [{"pattern": "head/.*", "freeze": True}]}},

@@ -64,6 +64,12 @@ def test_the_picture_shows_something(folder):
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
+def test_a_loss_of_zero_is_drawn_too(tmp_path):
+  with RunLog(tmp_path) as log:
+    log.write(1, {"train/loss": 0.0})
+  assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 def test_a_run_continues_its_history_from_its_checkpoint(folder):
   with RunLog(folder, start=2) as log:
     assert [r["step"] for r in log.history] == [1, 2]

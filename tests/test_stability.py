@@ -3,6 +3,7 @@ import pytest
 from examples import stability
 
 
+@pytest.mark.long
 def test_logits_grow_without_qk_norm(tmp_path, capsys):
   logits = stability.compare(tmp_path, lr=0.03, steps=20)
   # Normed queries and keys, of about unit scale: sqrt(16) and a little.

@@ -10,10 +10,10 @@ from train_runs import TINY, Trainer, checkpoints, free_port, lines, metrics
 from examples.train_flags import parse
 from examples.train_loop import run
 
-STEPS = 40
+STEPS, EVERY = 30, 8
 FLAGS = [
   *TINY,
-  *(f"--steps={STEPS}", "--checkpoint_every=4", f"--eval_every={STEPS}"),
+  *(f"--steps={STEPS}", f"--checkpoint_every={EVERY}", f"--eval_every={STEPS}"),
 ]
 
 
@@ -62,14 +62,18 @@ def kill_one(folder, count, compiled_once):
   """Kills the last of `count` processes in a step; the others must end."""
   before = reached(folder)
   with job(folder, count, compiled_once) as processes:
-    processes[-1].wait_for(lambda: reached(folder) > before + 6)
+    processes[-1].wait_for(lambda: reached(folder) > before + EVERY + 1)
     processes[-1].send(signal.SIGKILL)
     ends = [process.end() for process in processes]
   codes = [code for code, *_ in ends]
   assert codes[-1] == -signal.SIGKILL
   assert all(code != 0 for code in codes), ends
-  # Whichever ends first takes the coordinator or its connections along.
-  assert any("error: a process of the run was lost" in e[2] for e in ends), ends
+  # Whichever ends first takes the coordinator or its connections along; where
+  # jax's coordination service is the first to notice, it aborts them all.
+  lost = "error: a process of the run was lost"
+  assert any(
+    lost in err or code == -signal.SIGABRT for code, _, err in ends[:-1]
+  ), ends
 
 
 def finish(folder, count, compiled_once):
@@ -105,6 +109,22 @@ def test_two_processes_lose_one_start_again_and_end_as_one(
   assert (first["step"], second["step"]) == (0, saved)
   assert first["processes"] == second["processes"] == 2
   assert_as_alone(folder, alone)
+
+
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_process_that_nobody_joins_says_so_and_ends(index, tmp_path):
+  with Trainer(
+    *("--distributed", f"--workdir={tmp_path / 'run'}", "--host_timeout=2"),
+    *(f"--coordinator=localhost:{free_port()}", "--num_processes=2"),
+    f"--process_id={index}",
+  ) as process:
+    code, out, err = process.end()
+  assert (code, out) == (1, "")
+  *_, last = err.splitlines()
+  assert last == (
+    "error: the processes of the run did not all come within --host_timeout=2 s"
+  )
+  assert not (tmp_path / "run").exists()
 
 
 def test_without_a_cluster_the_coordinator_must_be_named(tmp_path):

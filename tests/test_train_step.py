@@ -146,7 +146,11 @@ OPTIMISED = {
 
 
 @pytest.mark.parametrize(
-  "options", [OPTIMISED, {"layout": "features"}], ids=["tokens", "features"]
+  "options",
+  [
+    pytest.param(OPTIMISED, id="tokens"),
+    pytest.param({"layout": "features"}, id="features", marks=pytest.mark.long),
+  ],
 )
 def test_fifty_steps_equal_the_twins(mesh, options):
   want_history, want_gradients, want = twins_run()
@@ -172,6 +176,7 @@ def test_fifty_steps_equal_the_twins(mesh, options):
   assert_close(got, want, atol=5e-6)
 
 
+@pytest.mark.long
 def test_fifty_steps_in_bfloat16_are_as_near_float32_as_the_twins(mesh):
   exact, exact_gradients, _ = twins_run()
   _, rounded_gradients, _ = twins_run("bfloat16")
@@ -221,13 +226,19 @@ def recorded_step(cfg, layout, remat):
   return run
 
 
-# Those of the ViT-22B block are in the fifty steps.
+# Those of the ViT-22B block over tokens are in the fifty steps; test_vit.py has
+# the earlier block over features too.
 @pytest.mark.parametrize(
   ("cfg", "layout", "remat"),
-  [(OLD, "features", False), (OLD_MEAN, "tokens", True)],
-  ids=["pool-features", "mean-tokens-remat"],
+  [
+    pytest.param(CFG, "features", False, id="22b-features"),
+    pytest.param(
+      OLD, "features", False, id="pool-features", marks=pytest.mark.long
+    ),
+    pytest.param(OLD_MEAN, "tokens", True, id="mean-tokens-remat"),
+  ],
 )
-def test_gradients_of_the_earlier_block_equal_the_twins(cfg, layout, remat):
+def test_gradients_equal_the_twins(cfg, layout, remat):
   batch = some_batch(0, padding=3)
 
   @jax.jit

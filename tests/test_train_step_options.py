@@ -42,7 +42,13 @@ def accumulating(remat, microbatches):
   return metrics, jax.device_get(state.opt_state[0].trace)
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["anew", "held"])
+@pytest.mark.parametrize(
+  "remat",
+  [
+    pytest.param(False, id="anew", marks=pytest.mark.long),
+    pytest.param(True, id="held"),
+  ],
+)
 def test_a_step_in_parts_equals_a_whole_one(remat):
   # The parts differ in how many examples the mask keeps.
   want, want_grads = recorded_step(OLD_MEAN, "tokens", True)(

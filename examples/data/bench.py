@@ -5,9 +5,9 @@
 Draws JPEGs of 341 x 256 pixels, photographs at a shorter side of 256, with the
 1/f spectrum of photographs and some grain: at quality 95 they have 0.6 bytes a
 pixel, where ImageNet's files have 0.8. Then takes turns between a loop that
-does nothing but decode them to arrays with Pillow and the pipeline: decode,
-random crop, 224 x 224, flip, float32, batches. Both use the same number of
-threads; a turn is of 2048 images.
+does nothing but decode them to arrays with Pillow and the trainer's pipeline:
+decode, random crop, 224 x 224, flip, batches of uint8, of which the devices
+make float32. Both use the same number of threads; a turn is of 2048 images.
 """
 
 import os
@@ -92,7 +92,7 @@ def measure(
   """
   source = open_folder(str(root), "train")
   cfg = get_config("vit_b", classes=len(source.classes))
-  batches = train_batches(source, cfg, batch=_BATCH, seed=0)
+  batches = train_batches(source, cfg, batch=_BATCH, seed=0, levels=True)
   paths = [root / source.name(i) for i in range(min(_TURN, len(source)))]
   steps = len(paths) // _BATCH
 

@@ -1,12 +1,14 @@
 """Batches ahead of their use: made on threads, then placed on the mesh."""
 
 import collections
+import functools
 import itertools
 import os
 from collections.abc import Iterator
 
 import grain
 import jax
+import jax.numpy as jnp
 
 
 def host_rows(sharding: jax.sharding.Sharding, batch: int) -> tuple[int, ...]:
@@ -53,6 +55,8 @@ def on_device(
 ) -> Iterator[dict]:
   """Yields batches on the mesh, their copies begun `ahead` batches early.
 
+  Images that come as uint8 levels become float32 in [-1, 1] on the devices.
+
   Args:
     batches: of the rows `host_rows(sharding, batch)`.
     sharding: of the leading dim of every array.
@@ -61,11 +65,15 @@ def on_device(
   """
 
   def place(rows: dict) -> dict:
-    return {
+    placed = {
       name: jax.make_array_from_process_local_data(
         sharding, x, (batch, *x.shape[1:])
       )
       for name, x in rows.items()
+    }
+    return {
+      name: _values(sharding)(x) if x.dtype == jnp.uint8 else x
+      for name, x in placed.items()
     }
 
   batches = iter(batches)
@@ -74,3 +82,12 @@ def on_device(
     placed.append(place(rows))
     yield placed.popleft()
   yield from placed
+
+
+@functools.cache
+def _values(sharding):
+  """Compiles what makes values of levels."""
+  return jax.jit(
+    lambda levels: levels.astype(jnp.float32) * (1 / 127.5) - 1,
+    out_shardings=sharding,
+  )

@@ -61,6 +61,7 @@ def train_batches(
   augment: Augment | None = None,
   rows: Sequence[int] | None = None,
   skipped: Skipped | None = None,
+  levels: bool = False,
 ) -> grain.MapDataset:
   """Returns endless training batches; item `i` is the batch of step `i`.
 
@@ -82,6 +83,9 @@ def train_batches(
     rows: which rows of a batch to make (`feed.host_rows`); None for all.
     skipped: counts images left out, and says when they are too many; None
       allows ten.
+    levels: leave images as uint8 levels, which are a quarter of the bytes and
+      which `feed.on_device` makes values of; not those that are mixed up or a
+      source's `view`.
 
   Returns:
     Items `{"image": [B, H, W, C], "label": [B, V], "mask": [B]}`, all float32:
@@ -99,7 +103,8 @@ def train_batches(
     mixup.check_pairs(rows)
   read = _reader(source, cfg, skipped, _crop_at_random(augment))
   data = _order(source, seed).random_map(read)
-  data = _batched(data, cfg, batch, rows)
+  kind = _kind(source, levels and not augment.mixup)
+  data = _Batches(data, cfg, batch, rows, kind)
   if augment.mixup:
 
     def mix(examples, rng):
@@ -125,6 +130,7 @@ def eval_batches(
   keep_aspect: bool = True,
   rows: Sequence[int] | None = None,
   skipped: Skipped | None = None,
+  levels: bool = False,
 ) -> grain.MapDataset:
   """Returns the whole source in order, the last batch filled with mask 0.
 
@@ -136,6 +142,7 @@ def eval_batches(
     keep_aspect: show a square part; otherwise squeeze the image into a square.
     rows: as for `train_batches`.
     skipped: as for `train_batches`.
+    levels: as for `train_batches`.
 
   Returns:
     `ceil(len(source) / B)` items as from `train_batches`, not augmented; they
@@ -157,24 +164,38 @@ def eval_batches(
   data = grain.MapDataset.range(padded).map(
     lambda index: read(index, None) if index < count else _blank(cfg)
   )
-  return _batched(data, cfg, batch, range(batch) if rows is None else rows)
+  rows = range(batch) if rows is None else rows
+  return _Batches(data, cfg, batch, rows, _kind(source, levels))
 
 
-class _Rows(grain.MapDataset):
-  """Some rows of each batch of its parent, whose items are single examples."""
+class _Batches(grain.MapDataset):
+  """Some rows of each batch of its parent, whose items are single examples.
 
-  def __init__(self, parent, batch, rows):
+  Each image is put into its batch as soon as it is made: as many as a batch
+  has, held until all are there, would take fresh memory every time.
+  """
+
+  def __init__(self, parent, cfg, batch, rows, kind):
     super().__init__(parent)
-    self._batch, self._rows = batch, tuple(rows)
+    self._cfg, self._batch, self._rows = cfg, batch, tuple(rows)
+    self._kind = kind
 
   def __len__(self):
-    return len(self.parents[0]) // self._batch * len(self._rows)
+    return len(self.parents[0]) // self._batch
 
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
-    step, row = divmod(index, len(self._rows))
-    return self.parents[0][step * self._batch + self._rows[row]]
+    cfg, count = self._cfg, len(self._rows)
+    # Not zeros: the system hands out empty pages in larger pieces.
+    images = np.empty((count, cfg.image, cfg.image, cfg.channels), self._kind)
+    labels = np.empty((count, cfg.classes), np.float32)
+    mask = np.empty(count, np.float32)
+    for i, row in enumerate(self._rows):
+      example = self.parents[0][index * self._batch + row]
+      _put(images[i], example["image"])
+      labels[i], mask[i] = example["label"], example["mask"]
+    return {"image": images, "label": labels, "mask": mask}
 
 
 def _order(source, seed) -> grain.MapDataset:
@@ -182,36 +203,19 @@ def _order(source, seed) -> grain.MapDataset:
   return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
 
-def _batched(data, cfg, batch, rows) -> grain.MapDataset:
-  def stack(examples):
-    # Not zeros: the system hands out empty pages in larger pieces.
-    images = np.empty(
-      (len(examples), cfg.image, cfg.image, cfg.channels), np.float32
-    )
-    for out, example in zip(images, examples, strict=True):
-      _put(out, example["image"])
-    return {
-      "image": images,
-      "label": np.stack([example["label"] for example in examples]),
-      "mask": np.array([example["mask"] for example in examples], np.float32),
-    }
-
-  return _Rows(data, batch, rows).batch(len(rows), batch_fn=stack)
+def _kind(source, levels):
+  """The dtype of images in a batch."""
+  return np.uint8 if levels and not hasattr(source, "view") else np.float32
 
 
 def _put(out: np.ndarray, image: np.ndarray | None) -> None:
-  """Writes an image into its row of a batch, in [-1, 1]."""
+  """Writes an image into its row of a batch: levels, or values in [-1, 1]."""
   if image is None:
     out[...] = 0
-  elif image.dtype != np.uint8:
+  elif image.dtype == out.dtype:
     out[...] = image
   else:
-    # What is seen from behind is copied faster by channels than by pixels.
-    if image.strides[1] < 0:
-      for channel in range(image.shape[2]):
-        out[..., channel] = image[..., channel]
-    else:
-      out[...] = image
+    out[...] = image
     out *= np.float32(1 / 127.5)  # 255 becomes 2 exactly
     out -= 1
 
@@ -247,8 +251,8 @@ def _crop_at_random(augment) -> Callable:
     box = inception_box(
       _size(image), rng, area=augment.area, ratio=augment.ratio
     )
-    shown = cut(image, box, size, channels)
-    return shown[:, ::-1] if augment.flip and rng.random() < 0.5 else shown
+    behind = augment.flip and rng.random() < 0.5
+    return cut(image, box, size, channels, behind=behind)
 
   return crop
 
