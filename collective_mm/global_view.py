@@ -11,7 +11,6 @@ left to the compiler. Rows can be merged where no axis is left: the TPU compiler
 then copies nothing on the way of a ring, which it does for more dims.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -306,15 +305,6 @@ def _over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
   return jax.P(batch, *spec[1:]) if batch else spec
 
 
-@contextlib.contextmanager
-def blame(path: object):
-  """Puts the path of a module before what a ValueError of the body says."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
-
-
 def ring_mesh(
   mesh: jax.sharding.Mesh | None, axis_name: str
 ) -> jax.sharding.Mesh | jax.sharding.AbstractMesh | None:
@@ -348,7 +338,13 @@ def check_divides(
   mesh: jax.sharding.Mesh | None, axis_name: str, name: str, number: int
 ) -> None:
   """Refuses a size that the axis does not divide."""
-  size = 1 if mesh is None else mesh.shape[axis_name]
+  check_multiple(
+    1 if mesh is None else mesh.shape[axis_name], axis_name, name, number
+  )
+
+
+def check_multiple(size: int, axis_name: str, name: str, number: int) -> None:
+  """Refuses a number that an axis of `size` devices does not divide."""
   if number % size:
     raise ValueError(
       f"axis {axis_name!r} must divide {name}: {number} is not a multiple of "

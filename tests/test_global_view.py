@@ -70,14 +70,6 @@ def test_explicit_arguments_must_be_sharded():
       global_view.row(columns, kernel)
 
 
-def test_blame():
-  with (
-    pytest.raises(ValueError, match=r"^a/b: features must be positive$"),
-    global_view.blame("a/b"),
-  ):
-    raise ValueError("features must be positive")
-
-
 def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
   mesh, x = mesh_of(), whole(4, 8)
   f = functools.partial(global_view.row, kernel=whole(8, 8), mesh=mesh)

@@ -49,6 +49,7 @@ ORDER = (
   "overlap",
   "__init__",
   "module_path",
+  "adapter",
   "equinox",
   "flax.__init__",
   "flax.linen",
