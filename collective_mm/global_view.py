@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
 from collective_mm.mesh import axis_size, explicit_axes, shard_over
@@ -229,7 +230,11 @@ class _Rows:
 
   def merge_chunk(self, x: jax.Array) -> jax.Array:
     """`[B, S/t, D]` to `[rows, D]`; `shape` is that of a chunk."""
-    return x if self.shape is None else x.reshape(-1, x.shape[-1])
+    if self.shape is None:
+      return x
+    # Backward the compiler would else widen the gradient before it splits the
+    # rows, in a pass of its own.
+    return lax.optimization_barrier(x).reshape(-1, x.shape[-1])
 
   def split_whole(self, y: jax.Array) -> jax.Array:
     """`[t * rows, F]` to `[B, S, F]`; `shape` is that of a chunk."""
