@@ -81,13 +81,13 @@ def column(
     ys = jax.tree.map(rows.split_whole, ys)
     if finish is not None:
       return ys
-    ys = (ys,) if alone else ys
+    ys = (ys,) if alone else lax.optimization_barrier(ys)
     # An epilogue keeps its inputs for backward; a bias alone needs none.
     return ys if biases is None else _add(ys, biases)
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
   mesh = ring_mesh(mesh, axis_name)
-  nested = _is_nested(mesh)
+  nested = is_nested(mesh)
   if mesh is None:
     return per_device(x, kernels, biases)
   where = {"mesh": mesh, "axis_name": axis_name}
@@ -102,7 +102,7 @@ def column(
   check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
   for kernel in kernels:
     check_divides(mesh, axis_name, "features", kernel.shape[-1])
-  batch = _batch_axes(x, gather_dim, mesh, axis_name)
+  batch = batch_axes(x, gather_dim, mesh, axis_name)
   w_spec = jax.P(None, axis_name)
   for name, array, spec in (
     ("x", x, x_spec),
@@ -113,8 +113,8 @@ def column(
     per_device,
     mesh=mesh,
     axis_names={axis_name, *batch},
-    in_specs=(_over(x_spec, batch), w_spec, jax.P(axis_name)),
-    out_specs=_over(sharded_dim(x.ndim, -1, axis_name), batch),
+    in_specs=(over(x_spec, batch), w_spec, jax.P(axis_name)),
+    out_specs=over(sharded_dim(x.ndim, -1, axis_name), batch),
   )(x, kernels, biases)
 
 
@@ -162,7 +162,7 @@ def row(
       f"scatter_dim must be -1 for the features of y, got {scatter_dim}"
     )
   mesh = ring_mesh(mesh, axis_name)
-  nested = _is_nested(mesh)
+  nested = is_nested(mesh)
   if mesh is None:
     return per_device(x, kernel, bias)
   if nested and _is_inner(scatter_dim, x.ndim):
@@ -179,7 +179,7 @@ def row(
   check_divides(
     mesh, axis_name, f"dim {scatter_dim} of y", y_shape[scatter_dim]
   )
-  batch = _batch_axes(x, scatter_dim, mesh, axis_name)
+  batch = batch_axes(x, scatter_dim, mesh, axis_name)
   w_spec = jax.P(axis_name, None)
   _check_typed("x", x, x_spec, mesh, axis_name)
   _check_typed("kernel", kernel, w_spec, mesh, axis_name)
@@ -188,11 +188,11 @@ def row(
     mesh=mesh,
     axis_names={axis_name, *batch},
     in_specs=(
-      _over(x_spec, batch),
+      over(x_spec, batch),
       w_spec,
       jax.P(axis_name if scatter_dim == -1 else None),
     ),
-    out_specs=_over(y_spec, batch),
+    out_specs=over(y_spec, batch),
   )(x, kernel, bias)
 
 
@@ -270,7 +270,7 @@ def _join_dims(y: jax.Array, at: int) -> jax.Array:
   return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
 
 
-def _is_nested(mesh) -> bool:
+def is_nested(mesh) -> bool:
   """Whether the ring's `jax.shard_map` stands in another one.
 
   jax 0.10 cannot lower the gradient of such a pair where the inner one keeps
@@ -286,9 +286,7 @@ def _is_inner(dim: int, ndim: int) -> bool:
   return -ndim <= dim < ndim and 0 < dim % ndim < ndim - 1
 
 
-def _batch_axes(
-  x: jax.Array, dim: int, mesh, axis_name: str
-) -> tuple[str, ...]:
+def batch_axes(x: jax.Array, dim: int, mesh, axis_name: str) -> tuple[str, ...]:
   """The Auto axes that may shard dim 0 of `x`, as they do a batch."""
   manual = jax.sharding.get_abstract_mesh().manual_axes
   names = tuple(
@@ -305,7 +303,7 @@ def _batch_axes(
   return names
 
 
-def _over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
+def over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
   """`spec` with dim 0, which it leaves whole, cut over `batch`."""
   return jax.P(batch, *spec[1:]) if batch else spec
 
