@@ -11,7 +11,6 @@ left to the compiler. Rows can be merged where no axis is left: the TPU compiler
 then copies nothing on the way of a ring, which it does for more dims.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from collective_mm import gate
+from collective_mm.chips import find_chip
 from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
-from collective_mm.mesh import axis_size, explicit_axes, shard_over
+from collective_mm.mesh import device_kind, explicit_axes, shard_over
+from collective_mm.row_dims import Rows
 
 Biases = Sequence[jax.Array] | None
 
@@ -69,14 +71,14 @@ def column(
     if epilogue is not None and biases is not None:
       finish = jax.tree_util.Partial(_biased(epilogue), biases)
     alone = len(kernels) == 1  # then messages say w, not w[0]
-    rows = _Rows.of(x, gather_dim, axis_name, nested)
+    rows = Rows.of(x, gather_dim, axis_name, nested)
     ys = all_gather_matmul(
       rows.merge_chunk(x),
       kernels[0] if alone else kernels,
       axis_name=axis_name,
       gather_dim=rows.dim,
       epilogue=finish,
-      **options,
+      **_among_others(options),
     )
     ys = jax.tree.map(rows.split_whole, ys)
     if finish is not None:
@@ -146,13 +148,13 @@ def row(
   """
 
   def per_device(x, kernel, bias):
-    rows = _Rows.of(x, scatter_dim, axis_name, nested)
+    rows = Rows.of(x, scatter_dim, axis_name, nested)
     y = matmul_reduce_scatter(
       rows.merge_whole(x),
       kernel,
       axis_name=axis_name,
       scatter_dim=rows.dim,
-      **options,
+      **_among_others(options),
     )
     y = rows.split_chunk(y)
     return y if bias is None else y + bias
@@ -196,78 +198,17 @@ def row(
   )(x, kernel, bias)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """Merges the row dims of an op into one, where that is free.
+def _among_others(options: dict[str, Any]) -> dict[str, Any]:
+  """The options of an op that other layers stand beside.
 
-  Of a chunk `[B, S/t, D]` come rows in its own order; of what is gathered from
-  such chunks rows in the order `[t, B, S/t]`, as chunk stands behind chunk.
-  Between a column and a row layer one undoes the other, for nothing.
-
-  Attributes:
-    shape: the row dims of a chunk, or of the whole where features travel; None
-      where nothing is merged.
-    dim: the dim that travels, of what is merged.
-    at: the row dim that travels; None for features.
-    count: chunks, `t`.
+  The gate, which "auto" asks, sees an op alone. In backward of a model other
+  products hide the compiler's asynchronous gathers, and those copy nothing.
   """
-
-  shape: tuple[int, ...] | None
-  dim: int
-  at: int | None = None
-  count: int = 1
-
-  @classmethod
-  def of(cls, x: jax.Array, dim: int, axis_name: str, nested: bool) -> "_Rows":
-    """For an `x` of one device, whose dim `dim` travels."""
-    mesh = jax.sharding.get_abstract_mesh()
-    left = {mesh.shape[n] for n in set(mesh.shape) - {*mesh.manual_axes}}
-    if nested or x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
-      return cls(None, dim)
-    if dim % x.ndim == x.ndim - 1:
-      return cls(x.shape[:-1], -1)
-    return cls(x.shape[:-1], 0, dim % x.ndim, axis_size(axis_name))
-
-  def merge_chunk(self, x: jax.Array) -> jax.Array:
-    """`[B, S/t, D]` to `[rows, D]`; `shape` is that of a chunk."""
-    if self.shape is None:
-      return x
-    # Backward the compiler would else widen the gradient before it splits the
-    # rows, in a pass of its own.
-    return lax.optimization_barrier(x).reshape(-1, x.shape[-1])
-
-  def split_whole(self, y: jax.Array) -> jax.Array:
-    """`[t * rows, F]` to `[B, S, F]`; `shape` is that of a chunk."""
-    if self.shape is None:
-      return y
-    if self.at is None:
-      return y.reshape(*self.shape, y.shape[-1])
-    y = y.reshape(self.count, *self.shape, y.shape[-1])
-    return _join_dims(jnp.moveaxis(y, 0, self.at), self.at)
-
-  def merge_whole(self, x: jax.Array) -> jax.Array:
-    """`[B, S, F]` to `[t * rows, F]`; `shape` is that of the whole."""
-    if self.shape is None:
-      return x
-    if self.at is not None:
-      shape = list(x.shape)
-      shape[self.at : self.at + 1] = self.count, -1
-      x = jnp.moveaxis(x.reshape(shape), self.at, 0)
-    return x.reshape(-1, x.shape[-1])
-
-  def split_chunk(self, y: jax.Array) -> jax.Array:
-    """`[rows, D]` to `[B, S/t, D]`; `shape` is that of the whole."""
-    if self.shape is None:
-      return y
-    shape = list(self.shape)
-    if self.at is not None:
-      shape[self.at] //= self.count
-    return y.reshape(*shape, y.shape[-1])
-
-
-def _join_dims(y: jax.Array, at: int) -> jax.Array:
-  """Dims `at` and the next as one."""
-  return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
+  chip = find_chip(device_kind() or "")
+  if chip is None or options.get("schedule", "auto") != "auto":
+    return options
+  backward = "async" if gate.fuses_gathers(chip.name) else "auto"
+  return options | {"schedule": ("auto", backward)}
 
 
 def is_nested(mesh) -> bool:

@@ -32,6 +32,7 @@ ORDER = (
   "op_arguments",
   "collective",
   "all_reduce",
+  "row_dims",
   "global_view",
   "dense",
   "blocks",
