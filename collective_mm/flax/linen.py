@@ -11,7 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
 from collective_mm import adapter, global_view, module_path
-from collective_mm.mesh import axis_size, place
+from collective_mm.mesh import axis_size, explicit_axes, place
 
 __all__ = ["ColumnDense", "RowDense"]
 
@@ -48,6 +48,16 @@ class _Dense(nn.Module):
         f"{self.axis_name!r}, as it makes whole parameters, got it inside"
       )
     return mesh
+
+  def _multiplies_whole(self, x: jax.Array) -> bool:
+    """Whether this is `init`, with an `x` that may be small: no ring then.
+
+    One that Explicit axes shard is as large as any, and jax multiplies it only
+    as it is sharded.
+    """
+    return self.is_initializing() and not any(
+      self.axis_name in axes for axes in explicit_axes(x).values()
+    )
 
   def _share(self, size: int, name: str) -> int:
     """A size as it is in the arrays that this sees, checked."""
@@ -178,7 +188,7 @@ class ColumnDense(_Dense):
     first = layers[0]
     with module_path.blame(first._path()):
       found = [layer._weights(x) for layer in layers]
-      if first.is_initializing():
+      if first._multiplies_whole(x):
         biases = adapter.biases_of(found) or [0] * len(found)
         ys = [
           x @ kernel + bias
@@ -311,7 +321,7 @@ class RowDense(_Dense):
     x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
     x = x.reshape(*x.shape[:-count], -1)
     kernel = kernel.reshape(-1, self.features)
-    if self.is_initializing():
+    if self._multiplies_whole(x):
       y = x @ kernel
       return y if bias is None else y + bias
     return adapter.row((x, kernel, bias), self)
