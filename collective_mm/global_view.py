@@ -154,7 +154,7 @@ def row(
       kernel,
       axis_name=axis_name,
       scatter_dim=rows.dim,
-      **_among_others(options, kernel.shape[0]),
+      **_among_others(options),
     )
     y = rows.split_chunk(y)
     return y if bias is None else y + bias
@@ -198,33 +198,17 @@ def row(
   )(x, kernel, bias)
 
 
-def _among_others(
-  options: dict[str, Any], summed: int | None = None
-) -> dict[str, Any]:
+def _among_others(options: dict[str, Any]) -> dict[str, Any]:
   """The options of an op that other layers stand beside.
 
   The gate, which "auto" asks, sees an op alone. In backward of a model other
   products hide the compiler's asynchronous gathers, and those copy nothing.
-
-  Args:
-    options: as given.
-    summed: contracted features of one device, of a reduction.
   """
   kind = device_kind() or ""
-  chip = find_chip(kind)
-  if (
-    options.get("schedule", "auto") != "auto"
-    or chip is None
-    or not gate.fuses_gathers(kind)
-  ):
+  is_auto = options.get("schedule", "auto") == "auto"
+  if not is_auto or find_chip(kind) is None or not gate.fuses_gathers(kind):
     return options
-  options = options | {"schedule": ("auto", "async")}
-  bandwidth = chip.permute_bandwidth or math.inf
-  if summed and summed < chip.bf16_flops / bandwidth:
-    # A send and the product that waits for it take longer than the products of
-    # a step: a second sum in each direction fills the time.
-    options["chunks"] = max(options.get("chunks", 1), 2)
-  return options
+  return options | {"schedule": ("auto", "async")}
 
 
 def is_nested(mesh) -> bool:
