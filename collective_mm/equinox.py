@@ -95,7 +95,9 @@ class ColumnDense(_Dense):
       `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
       the features, the tokens, if not given; -1 for the features.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 

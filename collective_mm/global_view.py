@@ -83,6 +83,8 @@ def column(
     ys = jax.tree.map(rows.split_whole, ys)
     if finish is not None:
       return ys
+    # Several are queries, keys and values: the compiler would else widen them,
+    # where RoPE is float32, before it moves their rows.
     ys = (ys,) if alone else lax.optimization_barrier(ys)
     # An epilogue keeps its inputs for backward; a bias alone needs none.
     return ys if biases is None else _add(ys, biases)

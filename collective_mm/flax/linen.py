@@ -126,7 +126,9 @@ class ColumnDense(_Dense):
     sharded_feature: which of `features` is split, as an index; the first.
     use_bias, dtype, param_dtype, kernel_init, bias_init, promote_dtype: as in
       `nn.Dense`.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 

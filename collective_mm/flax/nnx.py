@@ -103,7 +103,9 @@ class ColumnDense(_Dense):
       the features, the tokens, if not given; -1 for the features.
     use_bias, dtype, param_dtype, kernel_init, bias_init: as in `nnx.Linear`.
     promote_dtype, rngs, kernel_metadata, bias_metadata: as there.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 
