@@ -154,8 +154,14 @@ def test_mixer_of_equinox_under_vmap_and_checkpoint():
 
 @pytest.mark.long
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize("name", ["v5e:2x4", "v5p:2x2x2"])
-@pytest.mark.parametrize("model", ["llama", "vit", "mixer"])
+@pytest.mark.parametrize(
+  ("model", "name"),
+  [
+    # On v5p the mixer is too narrow for rings, and worse off: docs/drop_in.md.
+    ("mixer", "v5e:2x4"),
+    *((m, n) for m in ("llama", "vit") for n in ("v5e:2x4", "v5p:2x2x2")),
+  ],
+)
 def test_rings_hide_what_the_original_waits_for(model, name):
   pytest.importorskip("libtpu")
   mesh = make_mesh(data=1, model=8, devices=topology.devices(name))

@@ -174,6 +174,12 @@ def test_public_names_are_frozen():
     assert doc and not doc.startswith(f"{name}("), name
 
 
+def test_other_names_are_refused_as_a_module_does():
+  with pytest.raises(AttributeError, match="'collective_mm' has no attribute"):
+    collective_mm.all_gather  # noqa: B018
+  assert set(PUBLIC) <= set(dir(collective_mm))
+
+
 def test_import_is_silent_and_light():
   code = """
 import sys
