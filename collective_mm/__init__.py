@@ -3,19 +3,31 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from collective_mm.all_reduce import matmul_all_reduce as matmul_all_reduce
-from collective_mm.collective import all_gather_matmul as all_gather_matmul
-from collective_mm.collective import (
-  matmul_reduce_scatter as matmul_reduce_scatter,
-)
-from collective_mm.dense import ColumnDense as ColumnDense
-from collective_mm.dense import RowDense as RowDense
-from collective_mm.mesh import make_mesh as make_mesh
-from collective_mm.prefetch import prefetch_scan as prefetch_scan
-
 if TYPE_CHECKING:
+  from collective_mm.all_reduce import matmul_all_reduce as matmul_all_reduce
+  from collective_mm.collective import all_gather_matmul as all_gather_matmul
+  from collective_mm.collective import (
+    matmul_reduce_scatter as matmul_reduce_scatter,
+  )
+  from collective_mm.dense import ColumnDense as ColumnDense
+  from collective_mm.dense import RowDense as RowDense
+  from collective_mm.mesh import make_mesh as make_mesh
   from collective_mm.overlap import OverlapReport as OverlapReport
   from collective_mm.overlap import overlap_report as overlap_report
+  from collective_mm.prefetch import prefetch_scan as prefetch_scan
+
+# Modules are imported by the first use of a name: no program needs them all.
+_MODULES = {
+  "ColumnDense": "dense",
+  "OverlapReport": "overlap",
+  "RowDense": "dense",
+  "all_gather_matmul": "collective",
+  "make_mesh": "mesh",
+  "matmul_all_reduce": "all_reduce",
+  "matmul_reduce_scatter": "collective",
+  "overlap_report": "overlap",
+  "prefetch_scan": "prefetch",
+}
 
 __all__ = [
   "ColumnDense",
@@ -31,7 +43,12 @@ __all__ = [
 
 
 def __getattr__(name: str):
-  # Reading schedules takes a third of the time to import; few programs do.
-  if name in ("OverlapReport", "overlap_report"):
-    return getattr(importlib.import_module("collective_mm.overlap"), name)
-  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+  globals()[name] = value = getattr(module, name)
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

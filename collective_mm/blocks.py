@@ -5,15 +5,13 @@ that norms and residual sums are divided too.
 """
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from collective_mm import global_view
-from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
 from collective_mm.mesh import shard_over
 
 Params = dict[str, jax.Array]
@@ -62,29 +60,23 @@ def tp_mlp(
     (2, 4, 8)
   """
   names = ("gate", "up") if "gate" in params else ("up",)
-  layers = [_with_bias(params[name]) for name in names]
-  biases = [bias for _, bias in layers]
-  if any(bias is None for bias in biases):
-    biases = (
-      None
-      if all(bias is None for bias in biases)
-      else [
-        jnp.zeros(kernel.shape[-1:], kernel.dtype) if bias is None else bias
-        for kernel, bias in layers
-      ]
-    )
+  kernels, biases = _layers(params, names)
   where = {"mesh": mesh, "axis_name": axis_name, **options}
   h = global_view.column(
     x,
-    [kernel for kernel, _ in layers],
+    kernels,
     biases,
     gather_dim=token_dim,
     epilogue=_gated(activation) if "gate" in params else activation,
     **where,
   )
-  kernel, bias = _with_bias(params["down"])
   return global_view.row(
-    h, kernel, bias, scatter_dim=token_dim, wire_dtype=wire_dtype, **where
+    h,
+    params["down"]["kernel"],
+    params["down"].get("bias"),
+    scatter_dim=token_dim,
+    wire_dtype=wire_dtype,
+    **where,
   )
 
 
@@ -115,7 +107,8 @@ def tp_attention_projections(
       `flax.linen.MultiHeadDotProductAttention`; each "bias" may be missing.
     x: `[..., D]`, sharded over `axis_name` in `token_dim`.
     attend: `attend(q, k, v)` of one device's heads, `[..., H / t, K]` and twice
-      `[..., max(G / t, 1), K]`, gives `[..., H / t, K]`.
+      `[..., max(G / t, 1), K]`, gives `[..., H / t, K]`; of all heads, sharded,
+      inside a `jax.shard_map` over other axes.
     mesh: as in `tp_mlp`; inside `jax.shard_map` the `params` are those of one
       device, with one head where heads are replicated.
     axis_name, token_dim, wire_dtype, options: as in `tp_mlp`.
@@ -135,35 +128,32 @@ def tp_attention_projections(
     (1, 4, 6)
   """
 
-  def per_device(params, x):
-    qkv = [_flat(params[name]) for name in _QKV]
-    ys = all_gather_matmul(
-      x,
-      tuple(kernel for kernel, _, _ in qkv),
-      axis_name=axis_name,
-      gather_dim=token_dim,
-      **options,
+  def block(mesh, params, x):
+    where = {"mesh": mesh, "axis_name": axis_name, **options}
+    qkv = {name: jax.tree.map(_flat, params[name]) for name in _QKV}
+    ys = global_view.column(
+      x, *_layers(qkv, _QKV), gather_dim=token_dim, **where
     )
-    q, k, v = (
-      (y if bias is None else y + bias).reshape(*y.shape[:-1], *shape)
-      for y, (_, bias, shape) in zip(ys, qkv, strict=True)
+    shapes = (params[name]["kernel"].shape[1:] for name in _QKV)
+    o = attend(
+      *(
+        y.reshape(*y.shape[:-1], *shape)
+        for y, shape in zip(ys, shapes, strict=True)
+      )
     )
-    o = attend(q, k, v)
-    out = params["out"]["kernel"]
-    y = matmul_reduce_scatter(
+    out = params["out"]
+    return global_view.row(
       o.reshape(*o.shape[:-2], -1),
-      out.reshape(-1, out.shape[-1]),
-      axis_name=axis_name,
+      out["kernel"].reshape(-1, out["kernel"].shape[-1]),
+      out.get("bias"),
       scatter_dim=token_dim,
       wire_dtype=wire_dtype,
-      **options,
+      **where,
     )
-    bias = params["out"].get("bias")
-    return y if bias is None else y + bias
 
   mesh = global_view.ring_mesh(mesh, axis_name)
   if mesh is None:
-    return per_device(params, x)
+    return block(None, params, x)
   rows = global_view.sharded_dim(x.ndim, token_dim, axis_name)
   size, dim = mesh.shape[axis_name], f"dim {token_dim} of x"
   global_view.check_divides(mesh, axis_name, dim, x.shape[token_dim])
@@ -195,10 +185,14 @@ def tp_attention_projections(
     }
   }
   params = repeated | {"out": dict(params["out"])}
+  if global_view.is_nested(mesh):
+    return block(mesh, params, x)
+  batch = global_view.batch_axes(x, token_dim, mesh, axis_name)
+  rows = global_view.over(rows, batch)
   return shard_over(
-    per_device,
+    functools.partial(block, None),
     mesh=mesh,
-    axis_names={axis_name},
+    axis_names={axis_name, *batch},
     in_specs=(
       {n: {leaf: specs[n][leaf] for leaf in params[n]} for n in params},
       rows,
@@ -210,16 +204,23 @@ def tp_attention_projections(
 _QKV = ("query", "key", "value")
 
 
-def _with_bias(params: Params) -> tuple[jax.Array, jax.Array | None]:
-  return params["kernel"], params.get("bias")
+def _layers(
+  params: dict[str, Params], names: Sequence[str]
+) -> tuple[list[jax.Array], list[jax.Array] | None]:
+  """Kernels and biases, zeros where only others have one."""
+  layers = [params[name] for name in names]
+  kernels = [layer["kernel"] for layer in layers]
+  if not any("bias" in layer for layer in layers):
+    return kernels, None
+  return kernels, [
+    layer.get("bias", jnp.zeros(kernel.shape[-1:], kernel.dtype))
+    for layer, kernel in zip(layers, kernels, strict=True)
+  ]
 
 
-def _flat(params: Params) -> tuple[jax.Array, jax.Array | None, tuple]:
-  """Kernel and bias with heads and their features as one dim, and those."""
-  kernel, bias = _with_bias(params)
-  shape = kernel.shape[1:]
-  flat = kernel.reshape(kernel.shape[0], math.prod(shape))
-  return flat, None if bias is None else bias.reshape(-1), shape
+def _flat(array: jax.Array) -> jax.Array:
+  """A kernel or bias with heads and their features as one dim."""
+  return array.reshape(*array.shape[:-2], -1)
 
 
 @functools.cache

@@ -104,7 +104,8 @@ class ColumnDense(_Dense):
     param_dtype: dtype of the parameters.
     kernel_init: initialiser of the kernel.
     bias_init: initialiser of the bias.
-    schedule: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
     chunks: as in `all_gather_matmul`.
     accum_dtype: as in `all_gather_matmul`.
     dw: as in `all_gather_matmul`.

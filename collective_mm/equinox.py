@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from collective_mm import global_view, module_path
+from collective_mm import adapter, global_view, module_path
 from collective_mm.mesh import place
 
 __all__ = ["ColumnDense", "RowDense", "specs"]
@@ -45,29 +45,18 @@ class _Dense(eqx.nn.Linear):
     self.schedule = schedule
     self.chunks = chunks
     self.accum_dtype = accum_dtype
-    with global_view.blame(_path(self)):
+    with module_path.blame(_path(self)):
       if "scalar" in (in_features, out_features):
         raise ValueError(
           f"features must be a number, got {in_features!r} and {out_features!r}"
         )
       mesh = global_view.ring_mesh(mesh, axis_name)
-      if mesh is not None:
-        self._check_features(mesh, in_features, out_features)
+      self._check(in_features, out_features)
     super().__init__(in_features, out_features, use_bias, dtype, key=key)
     if mesh is not None:
       self.weight = place(self.weight, mesh, self.specs["weight"])
       if use_bias:
         self.bias = place(self.bias, mesh, self.specs["bias"])
-
-  def _options(self, x: jax.Array) -> dict[str, Any]:
-    accum = self.accum_dtype
-    return {
-      "mesh": self.mesh,
-      "axis_name": self.axis_name,
-      "schedule": self.schedule,
-      "chunks": self.chunks,
-      "accum_dtype": accum or jnp.promote_types(jnp.float32, x.dtype),
-    }
 
   def _promoted(self, x: jax.Array) -> tuple:
     """`x`, the weight as `[in, out]`, and the bias, of one dtype.
@@ -106,7 +95,9 @@ class ColumnDense(_Dense):
       `gather_dim` of `x`: nothing is padded.
     gather_dim: dim of `x` that comes sharded and is gathered; the one before
       the features, the tokens, if not given; -1 for the features.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 
@@ -175,25 +166,12 @@ class ColumnDense(_Dense):
       A tuple of outputs, or what the epilogue made of them.
     """
     first = layers[0]
-    with global_view.blame(_path(first)):
+    with module_path.blame(_path(first)):
       _check_tokens(x, "gather_dim", first.gather_dim)
-      if len({layer.use_bias for layer in layers}) != 1:
-        raise ValueError("fused layers must all have a bias, or none")
       found = [layer._promoted(x) for layer in layers]
-      return global_view.column(
-        found[0][0],
-        [weight for _, weight, _ in found],
-        [bias for _, _, bias in found] if first.use_bias else None,
-        gather_dim=first.gather_dim,
-        epilogue=epilogue,
-        dw=first.dw,
-        **first._options(found[0][0]),
-      )
+      return adapter.column(found, first, epilogue)
 
-  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
-    global_view.check_divides(
-      mesh, self.axis_name, "out_features", out_features
-    )
+  _check = adapter.check_column
 
 
 class RowDense(_Dense):
@@ -244,32 +222,18 @@ class RowDense(_Dense):
   @property
   def specs(self) -> dict[str, jax.P]:
     """The `PartitionSpec` of each parameter."""
-    by_features = self.scatter_dim == -1
     return {
       "weight": jax.P(None, self.axis_name),
-      "bias": jax.P(self.axis_name if by_features else None),
+      "bias": jax.P(adapter.row_bias_axis(self)),
     }
 
   def __call__(self, x: jax.Array, *, key: Any = None) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
-    with global_view.blame(_path(self)):
+    with module_path.blame(_path(self)):
       _check_tokens(x, "scatter_dim", self.scatter_dim)
-      x, weight, bias = self._promoted(x)
-      return global_view.row(
-        x,
-        weight,
-        bias,
-        scatter_dim=self.scatter_dim,
-        wire_dtype=self.wire_dtype,
-        **self._options(x),
-      )
+      return adapter.row(self._promoted(x), self)
 
-  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
-    global_view.check_divides(mesh, self.axis_name, "in_features", in_features)
-    if self.scatter_dim == -1:
-      global_view.check_divides(
-        mesh, self.axis_name, "out_features", out_features
-      )
+  _check = adapter.check_row
 
 
 def specs(model: Any) -> Any:

@@ -11,8 +11,6 @@ left to the compiler. Rows can be merged where no axis is left: the TPU compiler
 then copies nothing on the way of a ring, which it does for more dims.
 """
 
-import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -20,9 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from collective_mm import gate
+from collective_mm.chips import find_chip
 from collective_mm.collective import all_gather_matmul, matmul_reduce_scatter
-from collective_mm.mesh import axis_size, explicit_axes, shard_over
+from collective_mm.mesh import device_kind, explicit_axes, shard_over
+from collective_mm.row_dims import Rows
 
 Biases = Sequence[jax.Array] | None
 
@@ -69,25 +71,27 @@ def column(
     if epilogue is not None and biases is not None:
       finish = jax.tree_util.Partial(_biased(epilogue), biases)
     alone = len(kernels) == 1  # then messages say w, not w[0]
-    rows = _Rows.of(x, gather_dim, axis_name, nested)
+    rows = Rows.of(x, gather_dim, axis_name, nested)
     ys = all_gather_matmul(
       rows.merge_chunk(x),
       kernels[0] if alone else kernels,
       axis_name=axis_name,
       gather_dim=rows.dim,
       epilogue=finish,
-      **options,
+      **_among_others(options),
     )
     ys = jax.tree.map(rows.split_whole, ys)
     if finish is not None:
       return ys
-    ys = (ys,) if alone else ys
+    # Several are queries, keys and values: the compiler would else widen them,
+    # where RoPE is float32, before it moves their rows.
+    ys = (ys,) if alone else lax.optimization_barrier(ys)
     # An epilogue keeps its inputs for backward; a bias alone needs none.
     return ys if biases is None else _add(ys, biases)
 
   kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
   mesh = ring_mesh(mesh, axis_name)
-  nested = _is_nested(mesh)
+  nested = is_nested(mesh)
   if mesh is None:
     return per_device(x, kernels, biases)
   where = {"mesh": mesh, "axis_name": axis_name}
@@ -102,7 +106,7 @@ def column(
   check_divides(mesh, axis_name, f"dim {gather_dim} of x", x.shape[gather_dim])
   for kernel in kernels:
     check_divides(mesh, axis_name, "features", kernel.shape[-1])
-  batch = _batch_axes(x, gather_dim, mesh, axis_name)
+  batch = batch_axes(x, gather_dim, mesh, axis_name)
   w_spec = jax.P(None, axis_name)
   for name, array, spec in (
     ("x", x, x_spec),
@@ -113,8 +117,8 @@ def column(
     per_device,
     mesh=mesh,
     axis_names={axis_name, *batch},
-    in_specs=(_over(x_spec, batch), w_spec, jax.P(axis_name)),
-    out_specs=_over(sharded_dim(x.ndim, -1, axis_name), batch),
+    in_specs=(over(x_spec, batch), w_spec, jax.P(axis_name)),
+    out_specs=over(sharded_dim(x.ndim, -1, axis_name), batch),
   )(x, kernels, biases)
 
 
@@ -146,13 +150,13 @@ def row(
   """
 
   def per_device(x, kernel, bias):
-    rows = _Rows.of(x, scatter_dim, axis_name, nested)
+    rows = Rows.of(x, scatter_dim, axis_name, nested)
     y = matmul_reduce_scatter(
       rows.merge_whole(x),
       kernel,
       axis_name=axis_name,
       scatter_dim=rows.dim,
-      **options,
+      **_among_others(options),
     )
     y = rows.split_chunk(y)
     return y if bias is None else y + bias
@@ -162,7 +166,7 @@ def row(
       f"scatter_dim must be -1 for the features of y, got {scatter_dim}"
     )
   mesh = ring_mesh(mesh, axis_name)
-  nested = _is_nested(mesh)
+  nested = is_nested(mesh)
   if mesh is None:
     return per_device(x, kernel, bias)
   if nested and _is_inner(scatter_dim, x.ndim):
@@ -179,7 +183,7 @@ def row(
   check_divides(
     mesh, axis_name, f"dim {scatter_dim} of y", y_shape[scatter_dim]
   )
-  batch = _batch_axes(x, scatter_dim, mesh, axis_name)
+  batch = batch_axes(x, scatter_dim, mesh, axis_name)
   w_spec = jax.P(axis_name, None)
   _check_typed("x", x, x_spec, mesh, axis_name)
   _check_typed("kernel", kernel, w_spec, mesh, axis_name)
@@ -188,85 +192,28 @@ def row(
     mesh=mesh,
     axis_names={axis_name, *batch},
     in_specs=(
-      _over(x_spec, batch),
+      over(x_spec, batch),
       w_spec,
       jax.P(axis_name if scatter_dim == -1 else None),
     ),
-    out_specs=_over(y_spec, batch),
+    out_specs=over(y_spec, batch),
   )(x, kernel, bias)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """Merges the row dims of an op into one, where that is free.
+def _among_others(options: dict[str, Any]) -> dict[str, Any]:
+  """The options of an op that other layers stand beside.
 
-  Of a chunk `[B, S/t, D]` come rows in its own order; of what is gathered from
-  such chunks rows in the order `[t, B, S/t]`, as chunk stands behind chunk.
-  Between a column and a row layer one undoes the other, for nothing.
-
-  Attributes:
-    shape: the row dims of a chunk, or of the whole where features travel; None
-      where nothing is merged.
-    dim: the dim that travels, of what is merged.
-    at: the row dim that travels; None for features.
-    count: chunks, `t`.
+  The gate, which "auto" asks, sees an op alone. In backward of a model other
+  products hide the compiler's asynchronous gathers, and those copy nothing.
   """
-
-  shape: tuple[int, ...] | None
-  dim: int
-  at: int | None = None
-  count: int = 1
-
-  @classmethod
-  def of(cls, x: jax.Array, dim: int, axis_name: str, nested: bool) -> "_Rows":
-    """For an `x` of one device, whose dim `dim` travels."""
-    mesh = jax.sharding.get_abstract_mesh()
-    left = {mesh.shape[n] for n in set(mesh.shape) - {*mesh.manual_axes}}
-    if nested or x.ndim < 3 or left - {1} or not -x.ndim <= dim < x.ndim:
-      return cls(None, dim)
-    if dim % x.ndim == x.ndim - 1:
-      return cls(x.shape[:-1], -1)
-    return cls(x.shape[:-1], 0, dim % x.ndim, axis_size(axis_name))
-
-  def merge_chunk(self, x: jax.Array) -> jax.Array:
-    """`[B, S/t, D]` to `[rows, D]`; `shape` is that of a chunk."""
-    return x if self.shape is None else x.reshape(-1, x.shape[-1])
-
-  def split_whole(self, y: jax.Array) -> jax.Array:
-    """`[t * rows, F]` to `[B, S, F]`; `shape` is that of a chunk."""
-    if self.shape is None:
-      return y
-    if self.at is None:
-      return y.reshape(*self.shape, y.shape[-1])
-    y = y.reshape(self.count, *self.shape, y.shape[-1])
-    return _join_dims(jnp.moveaxis(y, 0, self.at), self.at)
-
-  def merge_whole(self, x: jax.Array) -> jax.Array:
-    """`[B, S, F]` to `[t * rows, F]`; `shape` is that of the whole."""
-    if self.shape is None:
-      return x
-    if self.at is not None:
-      shape = list(x.shape)
-      shape[self.at : self.at + 1] = self.count, -1
-      x = jnp.moveaxis(x.reshape(shape), self.at, 0)
-    return x.reshape(-1, x.shape[-1])
-
-  def split_chunk(self, y: jax.Array) -> jax.Array:
-    """`[rows, D]` to `[B, S/t, D]`; `shape` is that of the whole."""
-    if self.shape is None:
-      return y
-    shape = list(self.shape)
-    if self.at is not None:
-      shape[self.at] //= self.count
-    return y.reshape(*shape, y.shape[-1])
+  kind = device_kind() or ""
+  is_auto = options.get("schedule", "auto") == "auto"
+  if not is_auto or find_chip(kind) is None or not gate.fuses_gathers(kind):
+    return options
+  return options | {"schedule": ("auto", "async")}
 
 
-def _join_dims(y: jax.Array, at: int) -> jax.Array:
-  """Dims `at` and the next as one."""
-  return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
-
-
-def _is_nested(mesh) -> bool:
+def is_nested(mesh) -> bool:
   """Whether the ring's `jax.shard_map` stands in another one.
 
   jax 0.10 cannot lower the gradient of such a pair where the inner one keeps
@@ -282,9 +229,7 @@ def _is_inner(dim: int, ndim: int) -> bool:
   return -ndim <= dim < ndim and 0 < dim % ndim < ndim - 1
 
 
-def _batch_axes(
-  x: jax.Array, dim: int, mesh, axis_name: str
-) -> tuple[str, ...]:
+def batch_axes(x: jax.Array, dim: int, mesh, axis_name: str) -> tuple[str, ...]:
   """The Auto axes that may shard dim 0 of `x`, as they do a batch."""
   manual = jax.sharding.get_abstract_mesh().manual_axes
   names = tuple(
@@ -301,18 +246,9 @@ def _batch_axes(
   return names
 
 
-def _over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
+def over(spec: jax.P, batch: tuple[str, ...]) -> jax.P:
   """`spec` with dim 0, which it leaves whole, cut over `batch`."""
   return jax.P(batch, *spec[1:]) if batch else spec
-
-
-@contextlib.contextmanager
-def blame(path: object):
-  """Puts the path of a module before what a ValueError of the body says."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
 
 
 def ring_mesh(
@@ -348,7 +284,13 @@ def check_divides(
   mesh: jax.sharding.Mesh | None, axis_name: str, name: str, number: int
 ) -> None:
   """Refuses a size that the axis does not divide."""
-  size = 1 if mesh is None else mesh.shape[axis_name]
+  check_multiple(
+    1 if mesh is None else mesh.shape[axis_name], axis_name, name, number
+  )
+
+
+def check_multiple(size: int, axis_name: str, name: str, number: int) -> None:
+  """Refuses a number that an axis of `size` devices does not divide."""
   if number % size:
     raise ValueError(
       f"axis {axis_name!r} must divide {name}: {number} is not a multiple of "

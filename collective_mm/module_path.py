@@ -4,6 +4,7 @@ Neither nnx nor Equinox tells a module its path; the calls that are under way
 know the modules which hold it.
 """
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
@@ -45,3 +46,12 @@ class Path:
         if module is self.layer:
           return f"{type(root).__name__}{path} ({name})"
     return name
+
+
+@contextlib.contextmanager
+def blame(path: object):
+  """Puts the path of a module before what a ValueError of the body says."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error

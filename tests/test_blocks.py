@@ -125,6 +125,32 @@ def test_attention_projections(kv_heads):
   assert set(seen) == {(2, max(kv_heads // 4, 1), max(kv_heads // 4, 1))}
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_inside_shard_map_over_the_data_alone(kv_heads):
+  params = {"attention": attention(kv_heads), "mlp": MLPS["gated"]}
+  params, x = halved(params), halved(whole(2, 4, 6))
+  mesh = mesh_of()
+
+  def ours(params, x):
+    y = tp_attention_projections(params["attention"], x, attend, mesh=mesh)
+    z = tp_mlp(params["mlp"], x, activation=square, mesh=mesh)
+    return y, z
+
+  def plain(params, x):
+    return plain_attention(params["attention"], x), plain_mlp(params["mlp"], x)
+
+  f = jax.shard_map(
+    ours,
+    mesh=mesh,
+    axis_names={"data"},
+    in_specs=(P(), P("data")),
+    out_specs=P("data"),
+  )
+  assert_equal(
+    jit(with_gradients(f))(params, x), with_gradients(plain)(params, x)
+  )
+
+
 def test_attention_projections_inside_shard_map():
   params, x = halved(attention(4)), halved(whole(2, 4, 6))
   specs = {

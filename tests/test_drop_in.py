@@ -152,18 +152,16 @@ def test_mixer_of_equinox_under_vmap_and_checkpoint():
   assert_near(got, want)
 
 
+@pytest.mark.long
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(
   ("model", "name"),
   [
-    pytest.param(model, name, marks=marks)
-    for name in ("v5e:2x4", "v5p:2x2x2")
-    for model in ("llama", "vit", "mixer")
-    for marks in [() if (model, name) == ("llama", "v5e:2x4") else (
-      pytest.mark.long
-    )]
+    # On v5p the mixer is too narrow for rings, and worse off: docs/drop_in.md.
+    ("mixer", "v5e:2x4"),
+    *((m, n) for m in ("llama", "vit") for n in ("v5e:2x4", "v5p:2x2x2")),
   ],
-)  # fmt: skip
+)
 def test_rings_hide_what_the_original_waits_for(model, name):
   pytest.importorskip("libtpu")
   mesh = make_mesh(data=1, model=8, devices=topology.devices(name))
@@ -178,7 +176,8 @@ def test_rings_hide_what_the_original_waits_for(model, name):
   rings = [c for c in after.collectives if c.kind == "collective-permute"]
   # An MLP alone has a ring for its gather and one for its reduction.
   assert sum(c.runs for c in rings) >= 2 * 7
-  assert sum(c.hidden * c.weight for c in rings) > 0.8 * sum(
+  # Those of narrow layers, queries and out, cannot hide all.
+  assert sum(c.hidden * c.weight for c in rings) > 0.6 * sum(
     c.weight for c in rings
   )
 

@@ -108,6 +108,8 @@ def test_explicit_axes(name):
   spec = P("data", "model") if name == "heads" else P("data", None, "model")
   with jax.set_mesh(mesh):
     variables = nn.unbox(jit(layer.init)(jax.random.key(0), x))
+    typed = jit(layer.init)(jax.random.key(0), jax.reshard(x, spec))
+    assert_equal(nn.unbox(typed), variables)
     kernel = jax.typeof(variables["params"]["kernel"])
     dim = 1 if name == "heads" else 0
     assert kernel.sharding.spec[dim] == "model"

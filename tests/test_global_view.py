@@ -11,7 +11,8 @@ from layer_cases import (
   with_gradients,
 )
 
-from collective_mm import global_view
+from collective_mm import global_view, make_mesh
+from profiling import topology
 
 P = jax.P
 
@@ -70,14 +71,6 @@ def test_explicit_arguments_must_be_sharded():
       global_view.row(columns, kernel)
 
 
-def test_blame():
-  with (
-    pytest.raises(ValueError, match=r"^a/b: features must be positive$"),
-    global_view.blame("a/b"),
-  ):
-    raise ValueError("features must be positive")
-
-
 def test_the_axis_must_not_be_manual_where_there_is_a_mesh():
   mesh, x = mesh_of(), whole(4, 8)
   f = functools.partial(global_view.row, kernel=whole(8, 8), mesh=mesh)
@@ -104,3 +97,41 @@ def test_between_column_and_row_nothing_is_moved(shape):
   text = str(jax.make_jaxpr(with_gradients(f))(x, kernel, back))
   # One sequence of eight tokens on a device, two of eight features.
   assert ("f32[8,2]" in text) == (shape[0] % 2 == 0)
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  ("schedule", "column", "row"),
+  [
+    # Forward the gate's rings, of the column one way. Backward one gather each,
+    # and a ring for the column's `dx`.
+    ("auto", (3 + 6, 1), (6, 1)),
+    ("two_way", (6 + 6 + 6, 0), (6 + 6, 0)),
+  ],
+)
+def test_backward_leaves_gathers_to_the_compiler(schedule, column, row):
+  """Lowered for four v5e chips, at sizes where rings pay; not compiled."""
+  pytest.importorskip("libtpu")
+  devices = topology.devices("v5e:2x2")
+  mesh = make_mesh(data=1, model=4, devices=devices)
+
+  def collectives(layer, x, x_spec, kernel, kernel_spec):
+    arguments = [
+      jax.ShapeDtypeStruct(
+        shape, "bfloat16", sharding=jax.NamedSharding(mesh, spec)
+      )
+      for shape, spec in ((x, x_spec), (kernel, kernel_spec))
+    ]
+    text = jax.jit(with_gradients(layer)).lower(*arguments).as_text()
+    kinds = "collective_permute", "all_gather"
+    return tuple(text.count(f'stablehlo.{kind}"') for kind in kinds)
+
+  where = {"mesh": mesh, "schedule": schedule}
+  assert column == collectives(
+    lambda x, w: global_view.column(x, (w,), **where)[0],
+    (8, 2048, 4096), P(None, "model"), (4096, 28672), P(None, "model"),
+  )  # fmt: skip
+  assert row == collectives(
+    lambda x, w: global_view.row(x, w, **where),
+    (8, 2048, 14336), P(None, None, "model"), (14336, 4096), P("model"),
+  )  # fmt: skip

@@ -1,9 +1,9 @@
 """What `import collective_mm` costs, and that a wheel needs no clone."""
 
+import itertools
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import venv
@@ -12,21 +12,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RUNS = 3
+RUNS = 5
 
 
 def test_import_costs_at_most_a_tenth_of_jax():
-  # CPU time of one process, so that what else runs here does not count; the
-  # first import compiles to bytecode, which is not repeated.
+  """And so does what the README's first program uses.
+
+  CPU time, so that what else runs here does not count much, and the best of
+  several processes for each part; the first compiles to bytecode.
+  """
   code = """
 import time
-start = time.process_time()
+times = [time.process_time()]
 import jax
-middle = time.process_time()
+times.append(time.process_time())
 import collective_mm
-print((time.process_time() - middle) / (middle - start))
+times.append(time.process_time())
+from collective_mm import all_gather_matmul, make_mesh
+times.append(time.process_time())
+print(*times)
 """
-  shares = []
+  runs = []
   for _ in range(RUNS + 1):
     result = subprocess.run(
       [sys.executable, "-c", code],
@@ -35,9 +41,12 @@ print((time.process_time() - middle) / (middle - start))
       text=True,
       check=True,
     )
-    shares.append(float(result.stdout))
-  print(sorted(shares[1:]))
-  assert statistics.median(shares[1:]) <= 0.1
+    times = [float(number) for number in result.stdout.split()]
+    runs.append([end - start for start, end in itertools.pairwise(times)])
+  jax, package, ops = map(min, zip(*runs[1:], strict=True))
+  print(f"jax {jax:.3f} s, the package {package:.4f} s, the ops {ops:.3f} s")
+  assert package <= 0.02 * jax
+  assert package + ops <= 0.1 * jax
 
 
 @pytest.mark.long

@@ -1,4 +1,6 @@
-from collective_mm.module_path import Path
+import pytest
+
+from collective_mm.module_path import Path, blame
 
 
 class Module:
@@ -43,3 +45,11 @@ def test_while_it_is_made_the_makers_do():
 
 def test_alone_it_is_its_class():
   assert Layer()() == "Layer"
+
+
+def test_errors_begin_with_the_path():
+  with (
+    pytest.raises(ValueError, match=r"^a/b: features must be positive$"),
+    blame("a/b"),
+  ):
+    raise ValueError("features must be positive")

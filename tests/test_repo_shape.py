@@ -32,6 +32,7 @@ ORDER = (
   "op_arguments",
   "collective",
   "all_reduce",
+  "row_dims",
   "global_view",
   "dense",
   "blocks",
@@ -50,6 +51,7 @@ ORDER = (
   "overlap",
   "__init__",
   "module_path",
+  "adapter",
   "equinox",
   "flax.__init__",
   "flax.linen",
@@ -171,6 +173,12 @@ def test_public_names_are_frozen():
     doc = getattr(collective_mm, name).__doc__
     # A dataclass without a docstring gets its signature for one.
     assert doc and not doc.startswith(f"{name}("), name
+
+
+def test_other_names_are_refused_as_a_module_does():
+  with pytest.raises(AttributeError, match="'collective_mm' has no attribute"):
+    collective_mm.all_gather  # noqa: B018
+  assert set(PUBLIC) <= set(dir(collective_mm))
 
 
 def test_import_is_silent_and_light():

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
-from collective_mm import global_view
-from collective_mm.mesh import axis_size, place
+from collective_mm import adapter, global_view, module_path
+from collective_mm.mesh import axis_size, explicit_axes, place
 
 __all__ = ["ColumnDense", "RowDense"]
 
@@ -49,6 +49,16 @@ class _Dense(nn.Module):
       )
     return mesh
 
+  def _multiplies_whole(self, x: jax.Array) -> bool:
+    """Whether this is `init`, with an `x` that may be small: no ring then.
+
+    One that Explicit axes shard is as large as any, and jax multiplies it only
+    as it is sharded.
+    """
+    return self.is_initializing() and not any(
+      self.axis_name in axes for axes in explicit_axes(x).values()
+    )
+
   def _share(self, size: int, name: str) -> int:
     """A size as it is in the arrays that this sees, checked."""
     mesh = self._ring_mesh()
@@ -58,11 +68,7 @@ class _Dense(nn.Module):
       global_view.check_divides(mesh, self.axis_name, name, size)
       return size
     count = axis_size(self.axis_name)
-    if size % count:
-      raise ValueError(
-        f"axis {self.axis_name!r} must divide {name}: {size} is not a multiple "
-        f"of {count}"
-      )
+    global_view.check_multiple(count, self.axis_name, name, size)
     return size // count
 
   def _parameter(
@@ -93,18 +99,6 @@ class _Dense(nn.Module):
 
     return self.param(name, make)
 
-  def _options(self) -> dict[str, Any]:
-    accum = self.accum_dtype
-    if accum is None:
-      accum = jnp.promote_types(jnp.float32, self.dtype or self.param_dtype)
-    return {
-      "mesh": self.mesh,
-      "axis_name": self.axis_name,
-      "schedule": self.schedule,
-      "chunks": self.chunks,
-      "accum_dtype": accum,
-    }
-
 
 class ColumnDense(_Dense):
   """`nn.Dense`, or `nn.DenseGeneral` of several output dims, column-sharded.
@@ -132,7 +126,9 @@ class ColumnDense(_Dense):
     sharded_feature: which of `features` is split, as an index; the first.
     use_bias, dtype, param_dtype, kernel_init, bias_init, promote_dtype: as in
       `nn.Dense`.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 
@@ -192,29 +188,17 @@ class ColumnDense(_Dense):
       A tuple of outputs, or what the epilogue made of them.
     """
     first = layers[0]
-    with global_view.blame(first._path()):
+    with module_path.blame(first._path()):
       found = [layer._weights(x) for layer in layers]
-      biases = [bias for _, _, bias in found]
-      if len({bias is None for bias in biases}) != 1:
-        raise ValueError("fused layers must all have a bias, or none")
-      kernels = [kernel for _, kernel, _ in found]
-      biases = None if biases[0] is None else biases
-      x = found[0][0]
-      if first.is_initializing():
-        ys = [x @ kernel for kernel in kernels]
-        if biases is not None:
-          ys = [y + bias for y, bias in zip(ys, biases, strict=True)]
+      if first._multiplies_whole(x):
+        biases = adapter.biases_of(found) or [0] * len(found)
+        ys = [
+          x @ kernel + bias
+          for (x, kernel, _), bias in zip(found, biases, strict=True)
+        ]
         ys = epilogue(*ys) if epilogue else tuple(ys)
       else:
-        ys = global_view.column(
-          x,
-          kernels,
-          biases,
-          gather_dim=first.gather_dim,
-          epilogue=epilogue,
-          dw=first.dw,
-          **first._options(),
-        )
+        ys = adapter.column(found, first, epilogue)
     if epilogue is not None:
       return ys
     return tuple(layer._shaped(y) for layer, y in zip(layers, ys, strict=True))
@@ -305,7 +289,7 @@ class RowDense(_Dense):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
-    with global_view.blame(self._path()):
+    with module_path.blame(self._path()):
       return self._apply(x)
 
   @nn.compact
@@ -331,25 +315,18 @@ class RowDense(_Dense):
     )
     bias = None
     if self.use_bias:
-      spec = jax.P(self.axis_name if self.scatter_dim == -1 else None)
+      spec = jax.P(adapter.row_bias_axis(self))
       share = self.features
-      if self.scatter_dim == -1:
+      if adapter.row_bias_axis(self) is not None:
         share = self._share(share, "features")
       bias = self._parameter("bias", self.bias_init, (share,), spec)
     x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
     x = x.reshape(*x.shape[:-count], -1)
     kernel = kernel.reshape(-1, self.features)
-    if self.is_initializing():
+    if self._multiplies_whole(x):
       y = x @ kernel
       return y if bias is None else y + bias
-    return global_view.row(
-      x,
-      kernel,
-      bias,
-      scatter_dim=self.scatter_dim,
-      wire_dtype=self.wire_dtype,
-      **self._options(),
-    )
+    return adapter.row((x, kernel, bias), self)
 
 
 # flax names a submodule after its class: originals' trees have "Dense_0".

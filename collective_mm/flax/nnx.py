@@ -10,7 +10,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes, linear
 from flax.typing import Dtype, Initializer
 
-from collective_mm import global_view, module_path
+from collective_mm import adapter, global_view, module_path
 
 __all__ = ["ColumnDense", "RowDense"]
 
@@ -46,10 +46,9 @@ class _Dense(nnx.Linear):
     self.chunks = chunks
     self.accum_dtype = accum_dtype
     kernel, bias = self._specs()
-    with global_view.blame(_path(self)):
+    with module_path.blame(_path(self)):
       mesh = global_view.ring_mesh(mesh, axis_name)
-      if mesh is not None:
-        self._check_features(mesh, in_features, out_features)
+      self._check(in_features, out_features)
     kernel_metadata = self._placed(mesh, kernel) | dict(kernel_metadata)
     bias_metadata = self._placed(mesh, bias) | dict(bias_metadata)
     super().__init__(
@@ -81,16 +80,6 @@ class _Dense(nnx.Linear):
     bias = None if self.bias is None else self.bias[...]
     return self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
 
-  def _options(self, x: jax.Array) -> dict[str, Any]:
-    accum = self.accum_dtype
-    return {
-      "mesh": self.mesh,
-      "axis_name": self.axis_name,
-      "schedule": self.schedule,
-      "chunks": self.chunks,
-      "accum_dtype": accum or jnp.promote_types(jnp.float32, x.dtype),
-    }
-
 
 class ColumnDense(_Dense):
   """`nnx.Linear`, column-sharded.
@@ -114,7 +103,9 @@ class ColumnDense(_Dense):
       the features, the tokens, if not given; -1 for the features.
     use_bias, dtype, param_dtype, kernel_init, bias_init: as in `nnx.Linear`.
     promote_dtype, rngs, kernel_metadata, bias_metadata: as there.
-    schedule, chunks, dw: as in `all_gather_matmul`.
+    schedule: as in `all_gather_matmul`; "auto" asks the gate for forward, and
+      leaves backward's gathers to a compiler that makes them asynchronous.
+    chunks, dw: as in `all_gather_matmul`.
     accum_dtype: dtype in which products are summed; at least float32 if not
       given.
 
@@ -170,27 +161,14 @@ class ColumnDense(_Dense):
       A tuple of outputs, or what the epilogue made of them.
     """
     first = layers[0]
-    with global_view.blame(_path(first)):
-      if len({layer.use_bias for layer in layers}) != 1:
-        raise ValueError("fused layers must all have a bias, or none")
+    with module_path.blame(_path(first)):
       found = [layer._promoted(x) for layer in layers]
-      return global_view.column(
-        found[0][0],
-        [kernel for _, kernel, _ in found],
-        [bias for _, _, bias in found] if first.use_bias else None,
-        gather_dim=first.gather_dim,
-        epilogue=epilogue,
-        dw=first.dw,
-        **first._options(found[0][0]),
-      )
+      return adapter.column(found, first, epilogue)
 
   def _specs(self) -> tuple[tuple, tuple]:
     return (None, self.axis_name), (self.axis_name,)
 
-  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
-    global_view.check_divides(
-      mesh, self.axis_name, "out_features", out_features
-    )
+  _check = adapter.check_column
 
 
 class RowDense(_Dense):
@@ -236,27 +214,13 @@ class RowDense(_Dense):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the layer to `x[..., F]`, global or per device."""
-    with global_view.blame(_path(self)):
-      x, kernel, bias = self._promoted(x)
-      return global_view.row(
-        x,
-        kernel,
-        bias,
-        scatter_dim=self.scatter_dim,
-        wire_dtype=self.wire_dtype,
-        **self._options(x),
-      )
+    with module_path.blame(_path(self)):
+      return adapter.row(self._promoted(x), self)
 
   def _specs(self) -> tuple[tuple, tuple]:
-    by_features = self.scatter_dim == -1
-    return (self.axis_name, None), (self.axis_name if by_features else None,)
+    return (self.axis_name, None), (adapter.row_bias_axis(self),)
 
-  def _check_features(self, mesh, in_features: int, out_features: int) -> None:
-    global_view.check_divides(mesh, self.axis_name, "in_features", in_features)
-    if self.scatter_dim == -1:
-      global_view.check_divides(
-        mesh, self.axis_name, "out_features", out_features
-      )
+  _check = adapter.check_row
 
 
 def _path(layer: nnx.Module) -> module_path.Path:

@@ -5,8 +5,9 @@ r"""Simulates a block of Llama-3 8B before and after: compiled, and replayed.
 Compiles forward and all gradients of one block of `llama_nnx`, which the
 compiler partitions from the sharding of its arguments, and of
 `llama_nnx_sharded`, for slices that are not here, whose devices are the model
-axis, and replays the compiler's schedules: some two minutes on a core for each.
-Prints a Markdown table. With `--data=2` half of them are; gradients are then
+axis, and replays the compiler's schedules: a minute on a core for each. Prints
+a Markdown table; in brackets is the part of a time that waits for other
+devices. With `--data=2` half of them are the model axis; gradients are then
 added up over the data axis too, at the end and in nobody's ring.
 
     unoverlapped      sharded, schedule="unoverlapped", no compiler options
@@ -92,7 +93,7 @@ def _run(args, argv: list[str]) -> None:
   header = ("slice", "model axis", *methods, *ratios)
   print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
   for name, mesh in meshes.items():
-    times = {}
+    times, cells = {}, []
     for method in methods:
       compiled = aot_compile.compile_and_replay(
         lower(method, mesh, args),
@@ -100,9 +101,10 @@ def _run(args, argv: list[str]) -> None:
         options(method, name.partition(":")[0]),
       )
       times[method] = 1e3 * compiled.replayed.step_time_s
+      waits = 1e3 * compiled.replayed.exposed_communication_s
+      cells.append(f"{times[method]:.2f} ({waits:.2f})")
       if args.verbose:
         print(f"{name}, {method}:\n{compiled.replayed}\n", file=sys.stderr)
-    cells = [f"{seconds:.2f}" for seconds in times.values()]
     for among in ratios.values():
       best = min(t for method, t in times.items() if method in among)
       cells.append(f"{best / times['auto']:.3f}")

@@ -83,9 +83,10 @@ def vit(
   """
   images = jax.ShapeDtypeStruct((batch, *image, 3), cfg.dtype)
   images = _struct(images, jax.P("data"), mesh)
+  key = jax.random.key(0)  # no key is made on devices that are not here
   with jax.set_mesh(mesh):
     model = vit_linen_sharded.ViT(cfg)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), images)
+    boxed = jax.eval_shape(model.init, key, images)
     specs = nn.get_partition_spec(boxed)
     params = jax.tree.map(
       lambda a, s: _struct(a, s, mesh), nn.unbox(boxed), specs
@@ -105,8 +106,10 @@ def mixer(
     sizes: of `mixer_equinox.Mixer`.
   """
 
+  key = jax.random.key(0)  # no key is made on devices that are not here
+
   def abstract(module):
-    return eqx.filter_eval_shape(module.Mixer, **sizes, key=jax.random.key(0))
+    return eqx.filter_eval_shape(module.Mixer, **sizes, key=key)
 
   with jax.set_mesh(mesh):
     with_ring = abstract(mixer_equinox_sharded)
