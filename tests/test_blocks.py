@@ -12,7 +12,11 @@ from layer_cases import (
   with_gradients,
 )
 
-from collective_mm.blocks import tp_attention_projections, tp_mlp
+from collective_mm.blocks import (
+  tp_attend,
+  tp_attention_projections,
+  tp_mlp,
+)
 
 P = jax.P
 
@@ -125,6 +129,53 @@ def test_attention_projections(kv_heads):
   assert set(seen) == {(2, max(kv_heads // 4, 1), max(kv_heads // 4, 1))}
 
 
+def attend_flat(q, k):
+  """Of heads of two features; a query adds what its head of keys holds."""
+  q, k = (y.reshape(*y.shape[:-1], -1, 2) for y in (q, k))
+  times = q.shape[-2] // k.shape[-2]
+  y = q * jnp.repeat(k, times, axis=-2)
+  return y.reshape(*y.shape[:-2], -1)
+
+
+def test_attend_sees_the_heads_of_one_device():
+  q, k, seen = whole(2, 3, 16), whole(2, 3, 8, seed=1), []
+
+  def attend_and_see(q, k):
+    seen.append((q.shape, k.shape))
+    return attend_flat(q, k)
+
+  mesh = mesh_of()
+  f = with_gradients(lambda q, k: tp_attend(attend_and_see, q, k, mesh=mesh))
+  want = with_gradients(attend_flat)(q, k)
+  assert_equal(jit(f)(q, k), want)
+  # The batch is sharded over the data axis, as in the layers.
+  assert set(seen) == {((1, 3, 4), (1, 3, 2))}
+  with jax.set_mesh(mesh_of(Explicit)):
+    spec = P("data", None, "model")
+    got = jit(lambda q, k: tp_attend(attend_flat, q, k))(
+      jax.reshard(q, spec), jax.reshard(k, spec)
+    )
+    assert got.sharding.spec == spec
+  assert_equal(got, want[0])
+
+
+@pytest.mark.parametrize("axis", ["model", "data"])
+def test_attend_inside_shard_map(axis):
+  q, k, mesh = whole(2, 3, 16), whole(2, 3, 8, seed=1), mesh_of()
+  spec = P("data") if axis == "data" else P(None, None, "model")
+  f = jax.shard_map(
+    functools.partial(
+      tp_attend, attend_flat, mesh=mesh if axis == "data" else None
+    ),
+    mesh=mesh,
+    axis_names={axis},
+    in_specs=spec,
+    out_specs=spec,
+  )
+  want = with_gradients(attend_flat)(q, k)
+  assert_equal(jit(with_gradients(f))(q, k), want)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_inside_shard_map_over_the_data_alone(kv_heads):
   params = {"attention": attention(kv_heads), "mlp": MLPS["gated"]}
@@ -188,6 +239,8 @@ def test_bad_sizes_are_named(heads, kv_heads, tokens, message):
 
 
 def test_bad_axes_are_named():
+  with pytest.raises(ValueError, match="must divide features: 6 is not a mul"):
+    tp_attend(attend_flat, whole(2, 3, 6), whole(2, 3, 8), mesh=mesh_of())
   with pytest.raises(ValueError, match=r"mesh, \('data', 'model'\), got 't'"):
     tp_mlp(
       MLPS["plain"], whole(4, 6), activation=square, mesh=mesh_of(),

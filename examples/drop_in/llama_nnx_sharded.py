@@ -6,6 +6,7 @@
 import jax
 from flax import nnx
 
+from collective_mm.blocks import tp_attend
 from collective_mm.flax.nnx import ColumnDense, RowDense
 from examples.drop_in.llama_nnx import Config, rope
 
@@ -24,13 +25,17 @@ class Attention(nnx.Module):
     self.out = linear(RowDense, cfg.heads * cfg.head_dim, cfg.width)
 
   def __call__(self, x):
-    q, k, v = ColumnDense.fused(x, self.query, self.key, self.value)
+    qkv = ColumnDense.fused(x, self.query, self.key, self.value)
+    where = {"mesh": self.out.mesh, "axis_name": self.out.axis_name}
+    return self.out(tp_attend(self.attend, *qkv, **where))
+
+  def attend(self, q, k, v):
     q, k, v = (
       y.reshape(*y.shape[:2], -1, self.cfg.head_dim) for y in (q, k, v)
     )
     q, k = (rope(y, self.cfg.rope_base) for y in (q, k))
     o = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    return self.out(o.reshape(*o.shape[:2], -1))
+    return o.reshape(*o.shape[:2], -1)
 
 
 def swiglu(gate, up):
