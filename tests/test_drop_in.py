@@ -126,6 +126,21 @@ def test_llama_of_nnx_with_weights_that_the_original_saved(tmp_path):
   )
 
 
+def test_llama_names_key_heads_that_the_axis_would_cut():
+  cfg = llama_nnx.Config(
+    width=8, heads=8, kv_heads=2, head_dim=4, dtype=jnp.float32
+  )
+
+  def attend():
+    attention = llama_nnx_sharded.Attention(
+      cfg, rngs=nnx.Rngs(0), mesh=mesh_of()
+    )
+    return attention(jnp.ones((2, 8, 8)))
+
+  with pytest.raises(ValueError, match="got 2 features a device of heads of 4"):
+    nnx.eval_shape(attend)
+
+
 def test_mixer_of_equinox_under_vmap_and_checkpoint():
   sizes = {
     "tokens": 8, "patch": 6, "width": 4, "token_hidden": 12, "hidden": 16,

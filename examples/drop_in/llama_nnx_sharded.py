@@ -30,6 +30,11 @@ class Attention(nnx.Module):
     return self.out(tp_attend(self.attend, *qkv, **where))
 
   def attend(self, q, k, v):
+    if k.shape[-1] % self.cfg.head_dim:
+      raise ValueError(
+        "the model axis must divide the key heads, got "
+        f"{k.shape[-1]} features a device of heads of {self.cfg.head_dim}"
+      )
     q, k, v = (
       y.reshape(*y.shape[:2], -1, self.cfg.head_dim) for y in (q, k, v)
     )
