@@ -1,6 +1,6 @@
 """Tensor-parallel matmuls for JAX that hide their communication."""
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,11 +43,16 @@ __all__ = [
 
 
 def __getattr__(name: str):
-  if name not in _MODULES:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-  globals()[name] = value = getattr(module, name)
-  return value
+  if name in _MODULES:
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    globals()[name] = value = getattr(module, name)
+    return value
+  # `collective_mm.gate`, as if all were imported; private names are probes.
+  if not name.startswith("_") and importlib.util.find_spec(
+    f"{__name__}.{name}"
+  ):
+    return importlib.import_module(f"{__name__}.{name}")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -181,6 +181,14 @@ def test_other_names_are_refused_as_a_module_does():
   assert set(PUBLIC) <= set(dir(collective_mm))
 
 
+def test_modules_are_attributes_without_an_import_of_their_own():
+  code = "import collective_mm; print(collective_mm.gate.explain.__name__)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "explain\n"
+
+
 def test_import_is_silent_and_light():
   code = """
 import sys
