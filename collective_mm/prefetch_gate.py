@@ -16,10 +16,10 @@ from collective_mm.gate import fuses_gathers
 BACKENDS = ("auto", "native", "ring")
 
 # Times that the bytes of the gathered weights go through the memory of a device
-# that puts pieces into place: what replays of a stack of MLPs on v4:2x2x2 have
-# more with rings than with the compiler's gathers, 5 in backward and 11 in
-# forward (`tests/test_prefetch_tpu.py` has the stack).
-_COPIES = 8
+# that puts pieces into place, in forward: what replays of a stack of MLPs on
+# v4:2x2x2 have more with rings than with the compiler's gathers, and twice what
+# they have in backward (`tests/test_prefetch_tpu.py` has the stack).
+_COPIES = 11
 # Times that the bytes of the gradients do so when shares are cut out (read and
 # written) and added (read, and written in the wider dtype of sums).
 _SUMS = 5
@@ -82,7 +82,7 @@ def explain(
   of bandwidth `B`, one for a ring of two and two for a longer one,
 
       native gather      0 if asynchronous, else b (t - 1) / t / (k B)
-      ring gather        8 b / (HBM bandwidth)
+      ring gather        11 b / (HBM bandwidth)
       native reduction   sums_per_byte b (t - 1) / t / (k B)
       ring reduction     5 b / (HBM bandwidth)
 
@@ -103,7 +103,7 @@ def explain(
     prefetch_scan: gathers native, reductions ring
     modelled ms       gather   reduction
     native             0.000*      3.914
-    ring               2.946       1.841*
+    ring               4.051       1.841*
     native gathers: they are asynchronous; ring reductions: 1.84 ms of passes \
 against 3.91 ms that block
   """
