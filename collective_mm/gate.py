@@ -47,6 +47,15 @@ _PREFETCH = {
   "xla_lhs_loop_fusion_latency_multiplier": "0.5",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
+# SparseCores gather beside products, which are slower if they carry a gather.
+_OFFLOAD = {
+  _FUSED_GATHERS: "false",
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
+  # Start them early: the compiler thinks gathers shorter than they are.
+  "xla_tpu_sparse_core_all_gather_latency_multiplier": "3",
+}
 
 
 def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
@@ -59,7 +68,9 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
   Args:
     chip: a chip's short name or a `device_kind`, such as "v4" or "TPU v4".
     prefetch: for a program with a `prefetch_scan`, whose many sends have long
-      layers to hide behind. A program of small ops alone is faster without.
+      layers to hide behind; its gathers are left to the SparseCores where
+      `offloads_gathers` is true. A program of small ops alone is faster
+      without.
 
   Returns:
     Options for `jax.jit(...).lower(...).compile(compiler_options=...)`, and for
@@ -73,7 +84,23 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
     return {}
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
-  return dict.fromkeys(flags, "true") | (_PREFETCH if prefetch else {})
+  options = dict.fromkeys(flags, "true")
+  if prefetch:
+    options |= _PREFETCH | (_OFFLOAD if offloads_gathers(chip) else {})
+  return options
+
+
+def offloads_gathers(chip: str) -> bool:
+  """Whether the compiler can leave all-gathers to the SparseCores of `chip`.
+
+  libtpu 0.0.42.1 and 0.0.50.1 do for v5p and v6e when told to, and for TPU7x
+  unasked; a v4 has SparseCores but gathers without them.
+
+  Args:
+    chip: as in `compiler_options`.
+  """
+  found = find_chip(chip)
+  return found is not None and found.name in ("v5p", "v6e")
 
 
 def fuses_gathers(chip: str, libtpu: str | None = None) -> bool:

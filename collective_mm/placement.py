@@ -11,7 +11,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -89,11 +89,12 @@ def ring_order(devices: Sequence[Any], model: int) -> list[list[Any]]:
 
   With `coords` (TPU) every ring fills an equal block of its slice, and its
   consecutive devices, the last and the first too, are at most one hop apart: 2
-  are a pair, 4 a 2x2 square, 8 a 2x2x2 cube or 2x4, 16 a 4x4 square. The cores
-  of a chip are no hop apart. Two kinds of ring have no such cycle and take two
-  hops where they must: an odd number of chips of one core, as a link joins a
-  chip of even x + y + z to one of odd, and chips that lie in an open line,
-  which is folded as 0, 2, 4, 3, 1.
+  are a pair, 4 a 2x2 square, 8 a 2x2x2 cube or 2x4; or all of a dim that wraps,
+  which leaves the data axis the others whole, so that the two share no link.
+  The cores of a chip are no hop apart. Two kinds of ring have no such cycle and
+  take two hops where they must: an odd number of chips of one core, as a link
+  joins a chip of even x + y + z to one of odd, and chips that lie in an open
+  line, which is folded as 0, 2, 4, 3, 1.
 
   Rings follow each other block by block, x fastest as in device ids, and slice
   by slice: the devices at one place of the ring form a lattice of equal
@@ -237,9 +238,11 @@ def _tile(chips: _Slice, model: int) -> np.ndarray | None:
     block, ring = candidate
     shifts = chips.ring_hops(positions(ring))
     in_block = np.unique(process[tuple(slice(side) for side in block)])
+    # Along a dim that a block fills in part the data axis wants the same links.
+    shared = sum(1 < b < side for b, side in zip(block, box, strict=True))
     # The least `block` is the flattest, which leaves whole dims of links to the
     # data axis.
-    return shifts.max(), shifts.sum(), max(block), in_block.size, block
+    return shifts.max(), shifts.sum(), shared, max(block), in_block.size, block
 
   candidates = [
     ((*block, cores_used), np.array(ring))
@@ -345,18 +348,25 @@ def _slice_index(device: Any) -> int:
   return getattr(device, "slice_index", None) or 0
 
 
-def axis_rings(mesh: Any, axis_name: str) -> tuple[int, ...]:
+class AxisRing(NamedTuple):
+  """Rings of `size` devices, with `hops` links from one to the next."""
+
+  size: int
+  hops: int = 1
+
+
+def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
   """The rings along torus dims that a mesh axis is made of, outermost first.
 
   An axis that runs through a torus of 4 x 8 chips row by row is rings of eight
-  within a ring of four, (4, 8). A run of 2^n chips that does not close is n
-  times pairs: the TPU compiler makes a send along it block, but for a swap. An
-  axis that follows no such lattice, or whose devices have no `coords`, is one
-  ring.
+  within a ring of four, sizes (4, 8). A run of 2^n chips that does not close is
+  n times pairs: the TPU compiler makes a send along it block, but for a swap.
+  An axis that follows no such lattice, or whose devices have no `coords`, is
+  one ring.
   """
   grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
   devices = grid.reshape(len(grid), -1)[:, 0]
-  whole = (len(devices),)
+  whole = (AxisRing(len(devices)),)
   if len(devices) == 1 or not _on_torus(devices):
     return whole
   spots = np.array([(*d.coords, d.core_on_chip) for d in devices])
@@ -370,18 +380,20 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[int, ...]:
       spots[size * stride] - spots[0], size * hop
     ):
       size += 1
+    links = int(np.abs(hop[:-1]).sum())
     closes = (size * np.abs(hop[:-1]) == sides) & around
     pairs = size.bit_length() - 1
-    rings = [
-      *((size,) if closes.any() or size != 1 << pairs else (2,) * pairs),
-      *rings,
-    ]
+    if closes.any() or size != 1 << pairs:
+      rings = [AxisRing(size, links), *rings]
+    else:
+      rings = [*(AxisRing(2, links << i) for i in range(pairs))][::-1] + rings
     stride *= size
   # Every device must be where these steps lead.
   if stride != len(devices):
     return whole
-  places = np.stack(np.unravel_index(np.arange(stride), rings), axis=-1)
-  strides = [math.prod(rings[i + 1 :]) for i in range(len(rings))]
+  sizes = [ring.size for ring in rings]
+  places = np.stack(np.unravel_index(np.arange(stride), sizes), axis=-1)
+  strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
   hops = spots[strides] - spots[0]
   return (
     tuple(rings) if np.array_equal(spots, spots[0] + places @ hops) else whole

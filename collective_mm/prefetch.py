@@ -23,6 +23,7 @@ from collective_mm.mesh import (
   empty_like_varying,
   vary_over,
 )
+from collective_mm.placement import AxisRing
 from collective_mm.prefetch_checks import (
   check_microbatches,
   cut_dims,
@@ -47,7 +48,7 @@ def prefetch_scan(
   reduce_dtype: jax.typing.DTypeLike = jnp.float32,
   hold_across_microbatches: bool = False,
   backend: str | tuple[str, str] = "auto",
-  rings: tuple[int, ...] | None = None,
+  rings: tuple[AxisRing | int, ...] | None = None,
 ) -> Any:
   """Returns `carry` after all layers, each layer's weights gathered ahead.
 
@@ -91,7 +92,7 @@ def prefetch_scan(
       without any option; or a pair for (gathers, reductions). "auto" takes what
       `prefetch_gate.explain` says costs a layer less, given that the program is
       compiled with `gate.compiler_options(chip, prefetch=True)`.
-    rings: the sizes of the rings that the axis is made of, outermost first:
+    rings: the rings that the axis is made of, outermost first, or their sizes:
       (4, 4) for an axis that runs through a torus of 4 x 4 row by row, as
       `placement.axis_rings(mesh, axis_name)` tells; one ring if not given.
 
@@ -103,8 +104,8 @@ def prefetch_scan(
       A leaf that the axis does not divide never comes here: `jax.shard_map`
       refuses it and names it, and inside every shard looks whole.
 
-  Cost: `L + distance` gathers of a layer in forward, `L` in backward, and `L`
-    reductions. `distance + 1` layers of gathered weights are held at most, and
+  Cost: `L + distance` gathers of a layer in forward, `L - 1` in backward, and
+    `L` reductions. `distance + 1` layers of gathered weights are held at most, and
     in backward two layers of gradients.
 
   Example (four devices):
@@ -225,13 +226,21 @@ class _Stack:
 
       return jax.tree.map(put, dparams, self.wire.unpack(*packed_and_whole))
 
-    def step(state, of_layer):
+    def of_layer(i):
+      return jax.tree.map(
+        lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False),
+        (carries, xs, daux),
+      )
+
+    def pull(weights, i, dcarry):
+      carry, x, daux = of_layer(i)
+      return self._pull(shared, weights, carry, x, dcarry, daux)
+
+    def step(state, i):
       queue, waiting, dparams, dshared, dcarry = state
-      i, carry, x, daux = of_layer
       queue = [*queue, self._gather(params, jnp.maximum(i - self.distance, 0))]
       arrived = [self.wire.send(k, p) for k, (p, _) in enumerate(waiting)]
-      grads = self._pull(shared, queue[0], carry, x, dcarry, daux)
-      more, dweights, dcarry, dx = grads
+      more, dweights, dcarry, dx = pull(queue[0], i, dcarry)
       # What was sent first has until here to arrive.
       arrived, dcarry = float_trees.barrier((arrived, dcarry))
       waiting = [
@@ -254,12 +263,19 @@ class _Stack:
     state, dxs = lax.scan(
       step,
       (queue, waiting, dparams, dshared, dout),
-      (jnp.arange(self.length), carries, xs, daux),
+      jnp.arange(1, self.length),
       reverse=True,
     )
-    _, waiting, dparams, dshared, dcarry = state
-    for k, grads in enumerate(waiting[: self.length]):
-      dparams = store(dparams, self._all_stages(k, grads), k)
+    # Beside the first layer, behind which nothing can hide, the others finish.
+    queue, waiting, dparams, dshared, dcarry = state
+    for k, grads in enumerate(waiting[:last]):
+      dparams = store(dparams, self._all_stages(k, grads), k + 1)
+    weights = queue[0] if queue else self._gather(params, 0)
+    more, dweights, dcarry, dx = pull(weights, 0, dcarry)
+    grads = self._all_stages(0, self._packed(dweights))
+    dparams = store(dparams, grads, 0)
+    dshared = jax.tree.map(jnp.add, dshared, more)
+    dxs = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), dx, dxs)
     return (dshared, dparams, dcarry, dxs), None
 
   def _scan(self, floats, rest, *, keep):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from collective_mm.mesh import AxisName, axis_size
+from collective_mm.placement import AxisRing
 from collective_mm.ring import Part
 
 
@@ -96,16 +97,20 @@ def _cut_dim(
 
 
 def ring_parts(
-  rings: tuple[int, ...] | None, axis_name: AxisName
+  rings: tuple[AxisRing | int, ...] | None, axis_name: AxisName
 ) -> tuple[Part, ...]:
   """The rings of more than one device, outermost first."""
   size = axis_size(axis_name)
-  rings = (size,) if rings is None else tuple(rings)
-  if math.prod(rings) != size or any(n < 1 for n in rings):
+  rings = (size,) if rings is None else rings
+  rings = tuple(AxisRing(r) if isinstance(r, int) else r for r in rings)
+  sizes = tuple(ring.size for ring in rings)
+  if math.prod(sizes) != size or any(n < 1 for n in sizes):
     raise ValueError(
       f"rings must be sizes whose product is that of axis {axis_name!r}, "
-      f"{size}, got {rings}"
+      f"{size}, got {sizes}"
     )
-  strides = [math.prod(rings[i + 1 :]) for i in range(len(rings))]
-  parts = zip(rings, strides, strict=True)
-  return tuple(Part(n, stride) for n, stride in parts if n > 1)
+  return tuple(
+    Part(ring.size, math.prod(sizes[i + 1 :]), ring.hops)
+    for i, ring in enumerate(rings)
+    if ring.size > 1
+  )

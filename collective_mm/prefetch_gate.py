@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from collective_mm.chips import find_chip
-from collective_mm.gate import fuses_gathers
+from collective_mm.gate import fuses_gathers, offloads_gathers
 
 BACKENDS = ("auto", "native", "ring")
 
@@ -128,7 +128,9 @@ against 3.91 ms that block
   links = sum(2 if n > 2 else 1 for n in rings if n > 1)
   latency = found.permute_latency_s * sum(n > 1 for n in rings)
   send = nbytes * (size - 1) / size / (links * found.permute_bandwidth)
-  blocks = not fuses_gathers(found.name, libtpu)
+  blocks = not (
+    fuses_gathers(found.name, libtpu) or offloads_gathers(found.name)
+  )
   once = nbytes / found.hbm_bandwidth
   native = Candidate(
     "native",

@@ -58,11 +58,13 @@ class Part:
   """Rings within an axis: `size` devices each, `stride` apart.
 
   An axis of 16 that goes 4 x 4 over a torus is rings `Part(4, 1)`, of
-  neighbours along it, and rings `Part(4, 4)` across those.
+  neighbours along it, and rings `Part(4, 4)` across those. From one device to
+  the next are `hops` links.
   """
 
   size: int
   stride: int
+  hops: int = 1
 
   def index(self, axis_name: AxisName) -> jax.Array:
     """This device's place in its ring."""

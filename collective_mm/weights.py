@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_mm import ring
+from collective_mm import float_trees, ring
 from collective_mm.mesh import (
   AxisName,
   all_gather,
@@ -71,8 +71,17 @@ class Wire:
     ]
     # Without the barrier the compiler may send first and round then.
     whole = list(lax.optimization_barrier(tuple(whole)))
-    for group in self.groups:
+    nbytes = {g: sum(whole[i].nbytes for i in g) for g in self.groups}
+    order = sorted(self.groups, key=nbytes.get, reverse=True)
+    # One travels at a time: the large ones first, as the compiler finds the
+    # least to hide the last ones behind (docs/prefetch.md).
+    larger = None  # of those that are larger than the next, the last
+    for before, group in zip([None, *order], order, strict=False):
       rows = [jnp.moveaxis(whole[i], self.dims[i], 0) for i in group]
+      if before is not None and nbytes[group] < nbytes[before]:
+        larger = before[0]
+      if larger is not None:
+        rows, [whole[larger]] = float_trees.barrier((rows, [whole[larger]]))
       if len(group) == 1:
         gathered = [self._gather(rows[0])]
       else:
@@ -114,10 +123,11 @@ class Wire:
       ]
     if not self.parts:
       return [[] for _ in packed]
-    part, dtype, arrived = self.parts[number], self.reduce_dtype, []
+    (part, outer), dtype = self._stage(number), self.reduce_dtype
+    arrived = []
     sent = {1: 0, -1: 0}  # bytes that go half way round, by direction
     for x in packed:
-      x = _by_owner(x, part)
+      x = _by_owner(x, part, outer)
       if part.size <= EXCHANGE:
         way = min(sent, key=sent.get)
         sent[way] += x.nbytes
@@ -135,18 +145,34 @@ class Wire:
       return [y for (y,) in arrived]
     if not self.parts:
       return [x.astype(dtype) for x in packed]
-    part = self.parts[number]
+    part, outer = self._stage(number)
     if part.size > EXCHANGE:
       return [y for (y,) in arrived]
     index = part.index(self.axis_name)
     sums = []
     for x, shares in zip(packed, arrived, strict=True):
-      x = _by_owner(x, part)
-      total = lax.dynamic_index_in_dim(x, index, keepdims=False).astype(dtype)
+      x = _by_owner(x, part, outer)
+      total = lax.dynamic_index_in_dim(x, index, 1, keepdims=False)
+      total = total.astype(dtype)
       for share in shares:
         total = total + share.astype(dtype)
-      sums.append(total)
+      sums.append(total.reshape(-1, *total.shape[2:]))
     return sums
+
+  def _stage(self, number: int) -> tuple[ring.Part, int]:
+    """The ring of a stage, and over how many owners outside it sums are open.
+
+    What is sent gets less from stage to stage: the short ways go first. Of
+    rings that are as short the outermost do, whose shares lie in one piece; of
+    pairs the innermost, as the dims of a torus then take turns.
+    """
+    order = sorted(
+      self.parts,
+      key=lambda p: (p.hops, p.stride if p.size == 2 else -p.stride),
+    )
+    part = order[number]
+    later = (p.size for p in order[number:] if p.stride > part.stride)
+    return part, math.prod(later)
 
   def unpack(
     self, packed: list[jax.Array], grads: Sequence[jax.Array | None]
@@ -222,13 +248,13 @@ def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
   return x.astype(dtype)
 
 
-def _by_owner(x, part):
-  """x[f * rows, ...] as [f, rows, ...]."""
-  return x.reshape(part.size, x.shape[0] // part.size, *x.shape[1:])
+def _by_owner(x, part, outer):
+  """x[outer * f * rows, ...] as [outer, f, rows, ...]."""
+  return x.reshape(outer, part.size, -1, *x.shape[1:])
 
 
 def _exchanged(x, axis_name, part, way):
-  """The shares of x[f, rows, ...] that arrive, each straight from its device.
+  """The shares of x[outer, f, rows, ...] that come straight from each device.
 
   In a ring of four the one that goes half way round goes `way`, in two sends:
   which way one send would take is not ours to say, and if all go the same, that
@@ -239,7 +265,7 @@ def _exchanged(x, axis_name, part, way):
   arrived = []
   for distance in range(1, part.size):
     to = lax.rem(index + distance, part.size)
-    share = lax.dynamic_index_in_dim(x, to, keepdims=False)
+    share = lax.dynamic_index_in_dim(x, to, 1, keepdims=False)
     hops = (distance,)
     if part.size == 4 and distance == 2:
       hops = (way, way)
@@ -250,7 +276,9 @@ def _exchanged(x, axis_name, part, way):
 
 
 def _passed_on(x, axis_name, part, dtype):
-  """Sums of x[f, rows, ...] go round the ring, growing on the way."""
+  """Sums of x[outer, f, rows, ...] go round the ring, growing on the way."""
+  x = jnp.moveaxis(x, 1, 0)
+  x = x.reshape(part.size, -1, *x.shape[3:])
   dim = _lane_dim(x[0])
   lanes = _lanes(x.shape[dim + 1], part)
 

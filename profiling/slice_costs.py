@@ -21,7 +21,11 @@ from profiling.peaks import Chip
 from profiling.torus import Torus
 
 # Custom calls that the compiler puts in and that do nothing at run time.
-_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "Sharding")
+_FREE_TARGETS = (
+  *("AllocateBuffer", "ConcatBitcast", "Sharding"),
+  # A SparseCore that is told of a collective to come.
+  *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
+)
 _CONTROL = ("while", "call", "conditional")
 _EXCHANGES = ("all-to-all", "ragged-all-to-all")
 # A cost estimate has no cycles for what is not a product. The bundles that the

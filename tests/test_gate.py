@@ -335,6 +335,18 @@ def test_options_are_for_tpus():
     assert set(more.values()) == {"true", "128", "ENABLED", "0.5"}
 
 
+@pytest.mark.parametrize("chip", ["v5p", "TPU v6 lite"])
+def test_sparse_cores_gather_for_a_stack_where_they_can(chip):
+  fused = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
+  offload = "xla_tpu_enable_sparse_core_collective_offload_all_gather"
+  options = gate.compiler_options(chip)
+  assert offload not in options
+  more = gate.compiler_options(chip, prefetch=True)
+  assert (more[fused], more[offload]) == ("false", "true")
+  assert gate.offloads_gathers(chip)
+  assert not gate.offloads_gathers("v4")
+
+
 def test_memory_figures_are_those_of_jax():
   for name, version in (
     ("v2", pltpu.ChipVersion.TPU_V2),

@@ -77,6 +77,26 @@ def test_fusions_that_start_carry_and_end_a_gather():
   assert hlo_flow.origin(parsed, d.line, 0) == (s.line, 0)
 
 
+def test_a_sparse_core_gathers_from_its_call_on():
+  gathers = f"""
+%gathers (p1: f32[1024,256], p2: token[]) -> f32[4096,256] {{
+  %p2 = token[] parameter(1)
+  %p1 = {ARRAY} parameter(0)
+  ROOT %g = {WHOLE} all-gather(%p1), channel_id=1, {ALL}, dimensions={{0}}
+}}, execution_thread="sparsecore"
+"""
+  entry = f"""
+%tell = s32[] custom-call(), custom_call_target="PrepareAsyncCallStart"
+%told = token[] custom-call(%tell), custom_call_target="PrepareAsyncCallDone"
+%s = (({ARRAY}, token[]), {WHOLE}) call-start(%x, %told), to_apply=%gathers
+ROOT %d = {WHOLE} call-done(%s)
+"""
+  parsed, (_, _, s, d) = steps_of(module(entry, gathers))
+  assert [s.does, d.does] == ["starts", "ends"]
+  assert (s.kind, s.transfer.nbytes) == ("all-gather", 4 << 20)
+  assert hlo_flow.origin(parsed, d.line)[0] == s.line
+
+
 def test_a_fused_all_reduce_of_which_one_shard_is_kept():
   scatter = f"""
 %all-reduce-scatter (p1: f32[1024,256]) -> f32[256,256] {{

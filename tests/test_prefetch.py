@@ -28,6 +28,7 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
+from collective_mm.placement import AxisRing
 
 P = jax.P
 HIDDEN = 32
@@ -190,6 +191,9 @@ def plain(params, x):
     ((2, 2, 2), ("native", "ring"), 1, 1),
     ((2, 4), "ring", 3, 2),
     ((8,), "ring", 3, 0),
+    # Stages that do not go from the outermost ring inwards.
+    (((2, 4), (2, 1), (2, 2)), "ring", 3, 1),
+    (((4, 2), (2, 1)), ("native", "ring"), 2, 1),
   ],
 )
 @pytest.mark.parametrize("exchange", [1, 8])
@@ -200,7 +204,7 @@ def test_rings_within_rings(
   both(
     functools.partial(
       dense_scan,
-      rings=rings,
+      rings=[r if isinstance(r, int) else AxisRing(*r) for r in rings],
       backend=backend,
       distance=distance,
       gather_dtype=None,

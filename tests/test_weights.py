@@ -21,6 +21,8 @@ from stack_cases import (
   some_x,
 )
 
+from collective_mm.placement import AxisRing
+
 P = jax.P
 
 
@@ -47,7 +49,8 @@ def test_what_travels_in_what_dtype(w_is_large):
   assert len(gathers) == 2 * 3
   assert {e.invars[0].aval.dtype for e in gathers} == {jnp.dtype(jnp.bfloat16)}
   scatters = sends(jaxpr, "reduce_scatter")
-  assert len(scatters) == 2 * 2
+  # In backward's loop, and after it for the first layer and the one before.
+  assert len(scatters) == 2 * 3
   assert {e.invars[0].aval.dtype for e in scatters} == {np.dtype("float32")}
   # What lies whole is summed once, after the loop: the whole stack of it.
   (total,) = sends(jaxpr, "psum_invariant")
@@ -65,9 +68,9 @@ def test_a_ring_is_permutes_alone(w_is_large, monkeypatch, exchange, sums):
   jaxpr = jaxpr_of_gradient(backend="ring")
   assert not sends(jaxpr, "all_gather", "reduce_scatter")
   dtypes = [str(e.invars[0].aval.dtype) for e in sends(jaxpr, "ppermute")]
-  # Of two arrays: 3 gathers of seven steps both ways, and 2 reductions. Shares
+  # Of two arrays: 3 gathers of seven steps both ways, and 3 reductions. Shares
   # travel as they are, sums in float32.
-  gathers, reductions = 7 * 2 * 2 * 3, sums * 2 * 2
+  gathers, reductions = 7 * 2 * 2 * 3, sums * 2 * 3
   rounded = gathers + (reductions if exchange == 8 else 0)
   assert dtypes.count("bfloat16") == rounded
   assert len(dtypes) == gathers + reductions
@@ -83,8 +86,28 @@ def test_shares_load_both_directions_of_a_ring_of_four_alike(w_is_large):
   # none goes to 2, which a router could send either way.
   assert set(hops) == {1, 3, 4}
   # The two arrays go opposite ways, with shares of 2 x 16 and 1 x 4 numbers,
-  # each two steps; backward has the stage three times.
-  assert hops[3] - hops[1] == 3 * 2 * (2 * 16 - 1 * 4)
+  # each two steps; backward has the stage four times.
+  assert hops[3] - hops[1] == 4 * 2 * (2 * 16 - 1 * 4)
+
+
+def test_what_is_sent_far_is_least(w_is_large):
+  """Of a line that does not close, pairs: the short ways come first."""
+  line = (AxisRing(2, 4), AxisRing(2, 2), AxisRing(2, 1))
+  jaxpr = jaxpr_of_gradient(backend=("native", "ring"), rings=line)
+  largest = collections.Counter()
+  for e in sends(jaxpr, "ppermute"):
+    (source, target), *_ = e.params["perm"]
+    way, size = target - source, e.invars[0].aval.size
+    largest[way] = max(largest[way], size)
+  assert largest[1] == 2 * largest[2] == 4 * largest[4] > 0
+
+
+def test_large_weights_are_gathered_first(w_is_large):
+  sizes = [
+    e.outvars[0].aval.size for e in sends(jaxpr_of_gradient(), "all_gather")
+  ]
+  assert sizes[0] > sizes[1]
+  assert sizes == sizes[:2] * 3
 
 
 def test_keeps_the_carry_of_each_layer_alone():
@@ -109,4 +132,4 @@ def test_microbatches_share_gathers_and_reductions(w_is_large):
   )
   jaxpr = jax.make_jaxpr(mapped)(dense_params(), some_x(4))
   assert len(sends(jaxpr, "all_gather")) == 2 * 3
-  assert len(sends(jaxpr, "reduce_scatter")) == 2 * 2
+  assert len(sends(jaxpr, "reduce_scatter")) == 2 * 3
