@@ -213,3 +213,13 @@ def test_wrong_flags_are_one_line_and_exit_code_2(
   assert module.main(flags) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith(f"{module.PROG}: ") and message in line
+
+
+@pytest.mark.tpu_compiler
+def test_by_batch_asks_for_a_sequence_a_device(capsys):
+  pytest.importorskip("libtpu")
+  assert bench_llama.main(["--slices=v5e:2x2", "--by_batch", "--batch=2"]) == 2
+  assert (
+    "--by_batch needs sequences for each of the 4 devices of v5e:2x2, "
+    in (capsys.readouterr().err)
+  )

@@ -8,7 +8,8 @@ compiler partitions from the sharding of its arguments, and of
 axis, and replays the compiler's schedules: a minute on a core for each. Prints
 a Markdown table; in brackets is the part of a time that waits for other
 devices. With `--data=2` half of them are the model axis; gradients are then
-added up over the data axis too, at the end and in nobody's ring.
+added up over the data axis too, at the end and in nobody's ring. With
+`--by_batch` a device has whole sequences, in place of a part of each.
 
     unoverlapped      sharded, schedule="unoverlapped", no compiler options
     compiler_none     as it was, the compiler's collective matmul off
@@ -49,6 +50,7 @@ def parser() -> command.Parser:
   add("--data", type=int, default=1, help="size of the data axis")
   add("--batch", type=int, default=8, help="sequences in each data group")
   add("--sequence", type=int, default=2048, help="tokens in each")
+  add("--by_batch", action="store_true", help="shard sequences, not tokens")
   add("--methods", default=",".join(METHODS), help="some of them")
   add("--schedule", help="forward,backward in place of auto")
   add("--verbose", action="store_true", help="say where the time goes")
@@ -77,6 +79,11 @@ def _run(args, argv: list[str]) -> None:
     if args.data < 1 or count % args.data:
       raise ValueError(
         f"--data must divide the {count} devices of {name}, got {args.data}"
+      )
+    if args.by_batch and args.batch * args.data % count:
+      raise ValueError(
+        f"--by_batch needs sequences for each of the {count} devices of "
+        f"{name}, got {args.batch * args.data}"
       )
     meshes[name] = aot_programs.mesh_on(name, args.data, count // args.data)
   print(
@@ -141,6 +148,7 @@ def lower(method: str, mesh, args):
     batch=args.batch * mesh.shape["data"],
     sequence=args.sequence,
     schedule=schedule,
+    by_batch=args.by_batch,
   )
 
 

@@ -5,6 +5,7 @@
 
 import jax
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from collective_mm.blocks import tp_attend
 from collective_mm.flax.nnx import ColumnDense, RowDense
@@ -15,6 +16,9 @@ class Attention(nnx.Module):
   """Causal attention in which groups of queries share keys and values."""
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs, **ring):
+    # Sends of layers this narrow outlast their products: more are under way.
+    ring = {"chunks": 2} | ring
+
     def linear(layer, d_in, d_out):
       return layer(d_in, d_out, use_bias=False, **cfg.dtypes, rngs=rngs, **ring)
 
@@ -35,6 +39,8 @@ class Attention(nnx.Module):
         "the model axis must divide the key heads, got "
         f"{k.shape[-1]} features a device of heads of {self.cfg.head_dim}"
       )
+    # As the ring wrote it: the compiler would turn it, for a slower gradient.
+    v = with_layout_constraint(v, Layout((0, 1, 2)))
     q, k, v = (
       y.reshape(*y.shape[:2], -1, self.cfg.head_dim) for y in (q, k, v)
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import collective_mm.equinox
+from collective_mm.flax.nnx import ColumnDense, RowDense
 from examples.drop_in import (
   llama_nnx,
   llama_nnx_sharded,
@@ -20,6 +21,7 @@ from examples.drop_in import (
 
 Lowered = jax.stages.Lowered
 _TOKENS = jax.P("data", "model")
+_SEQUENCES = jax.P(("data", "model"))
 
 
 def llama_block(
@@ -30,6 +32,7 @@ def llama_block(
   batch: int,
   sequence: int,
   schedule: str | tuple[str, str] = "auto",
+  by_batch: bool = False,
 ) -> Lowered:
   """One block of `llama_nnx`, or of `llama_nnx_sharded`.
 
@@ -41,12 +44,20 @@ def llama_block(
     batch: sequences, over all devices.
     sequence: tokens in each; they are sharded over the model axis.
     schedule: of the sharded layers.
+    by_batch: whether the model axis shards the sequences, not their tokens.
   """
   with_ring = nnx.eval_shape(
     lambda: llama_nnx_sharded.Block(
       cfg, rngs=nnx.Rngs(0), mesh=mesh, schedule=schedule
     )
   )
+  spec = _SEQUENCES if by_batch else _TOKENS
+  if by_batch:
+    for _, layer in nnx.iter_modules(with_ring):
+      if isinstance(layer, ColumnDense):
+        layer.gather_dim = 0
+      if isinstance(layer, RowDense):
+        layer.scatter_dim = 0
   block = with_ring
   if not sharded:
     block = nnx.eval_shape(lambda: llama_nnx.Block(cfg, rngs=nnx.Rngs(0)))
@@ -60,9 +71,9 @@ def llama_block(
   return _lower(
     lambda state, x: nnx.merge(graph, state)(x),
     state,
-    _struct(x, _TOKENS, mesh),
+    _struct(x, spec, mesh),
     mesh,
-    _TOKENS,
+    spec,
   )
 
 
