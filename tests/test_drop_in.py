@@ -169,23 +169,20 @@ def test_mixer_of_equinox_under_vmap_and_checkpoint():
 
 @pytest.mark.long
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize(
-  ("model", "name"),
-  [
-    # On v5p the mixer is too narrow for rings, and worse off: docs/drop_in.md.
-    ("mixer", "v5e:2x4"),
-    *((m, n) for m in ("llama", "vit") for n in ("v5e:2x4", "v5p:2x2x2")),
-  ],
-)
+@pytest.mark.parametrize("name", ["v5e:2x4", "v5p:2x2x2"])
+# Not the mixer, which is worse off: docs/drop_in.md.
+@pytest.mark.parametrize("model", ["llama", "vit"])
 def test_rings_hide_what_the_original_waits_for(model, name):
   pytest.importorskip("libtpu")
   mesh = make_mesh(data=1, model=8, devices=topology.devices(name))
-  before, after = (
+  (before, was), (after, now) = (
     report.reported(model, sharded, mesh) for sharded in (False, True)
   )
-  print(before, after, sep="\n\n")
-  exposed = [sum(c.exposed for c in r.collectives) for r in (before, after)]
-  assert exposed[1] < 0.5 * exposed[0]
+  print(before, was, after, now, sep="\n\n")
+  # The gate leaves the ViT's narrow attention on v5p to all-reduces.
+  assert now.exposed_communication_s < 0.7 * was.exposed_communication_s
+  # This Llama has a quarter of the benchmark's tokens: on v5p nothing is won.
+  assert now.step_time_s < 1.02 * was.step_time_s
   kinds = {c.kind for c in before.collectives}
   assert kinds & {"all-gather", "reduce-scatter", "all-reduce"}
   rings = [c for c in after.collectives if c.kind == "collective-permute"]

@@ -3,8 +3,9 @@ r"""Says what hides behind what in a model, as it was and with our layers.
     python -m examples.drop_in.report --model=llama --slice=v5e:2x4
 
 Compiles forward and all gradients for a slice of eight chips that is not here,
-with the options of `gate.compiler_options`, and prints the overlap report of
-the original, which the compiler partitions, and of the converted model.
+with the options of `gate.compiler_options`, and prints the overlap report and
+the replayed time of the original, which the compiler partitions, and of the
+converted model.
 """
 
 import sys
@@ -33,12 +34,13 @@ def _print(args) -> None:
     raise ValueError(f"--model_axis must divide 8, got {size}")
   mesh = aot_programs.mesh_on(args.slice, 8 // size, size)
   for when, sharded in (("before", False), ("after", True)):
-    print(f"{args.model} on {args.slice}, {when}:")
-    print(f"{reported(args.model, sharded, mesh)}\n", flush=True)
+    overlap, replayed = reported(args.model, sharded, mesh)
+    print(f"{args.model} on {args.slice}, {when}:\n{overlap}")
+    print(f"{replayed}\n", flush=True)
 
 
 def reported(model: str, sharded: bool, mesh):
-  """The overlap report of a model at sizes where rings pay.
+  """The overlap report of a model, and its replay.
 
   Args:
     model: "llama", "vit" or "mixer".
@@ -52,6 +54,8 @@ def reported(model: str, sharded: bool, mesh):
 
   from collective_mm import gate, overlap_report
   from examples.drop_in import llama_nnx, programs, vit_linen
+  from profiling import topology
+  from profiling.replay import replay
 
   data = mesh.shape["data"]
   if model == "llama":
@@ -75,9 +79,16 @@ def reported(model: str, sharded: bool, mesh):
     )  # fmt: skip
   else:
     raise ValueError(f"--model must be llama, vit or mixer, got {model!r}")
-  chip = mesh.devices.flat[0].device_kind
-  options = gate.compiler_options(chip)
-  return overlap_report(lowered.compile(compiler_options=options), mesh=mesh)
+  devices = list(mesh.devices.flat)
+  chip = devices[0].device_kind
+  compiled = lowered.compile(compiler_options=gate.compiler_options(chip))
+  replayed = replay(
+    compiled.as_text(),
+    devices=topology.coordinates(devices),
+    chip=chip,
+    mesh=dict(mesh.shape),
+  )
+  return overlap_report(compiled, mesh=mesh), replayed
 
 
 if __name__ == "__main__":
