@@ -148,17 +148,20 @@ def compiled_blocks(depth):
 @pytest.mark.long
 @pytest.mark.tpu_compiler
 def test_vit_22b_holds_two_layers_of_weights_and_two_of_gradients():
+  # Of few layers most is held beside the first in backward, of many before it.
   cfg, six = compiled_blocks(6)
-  _, eight = compiled_blocks(8)
+  _, many = compiled_blocks(22)
+  _, more_still = compiled_blocks(24)
   weights = (4 * cfg.width + 2 * cfg.mlp) * cfg.width * 2
   carry = cfg.tokens * cfg.width * 2
   # A layer more is its carry and its shards in bfloat16; its gradients are
   # among the outputs.
-  more = (temporaries(eight) - temporaries(six)) / 2
+  more = (temporaries(more_still) - temporaries(many)) / 2
   assert carry + weights / 8 <= more < carry + weights / 8 + 0.01 * weights
   hidden = cfg.tokens * cfg.mlp * 4
   bound = held_at_most(weights, (2, 2, 2)) + 16 * hidden
-  assert temporaries(six) - 6 * more < bound
+  assert temporaries(many) - 22 * more < bound
+  assert temporaries(six) < bound
 
 
 @pytest.mark.long
