@@ -104,8 +104,8 @@ def prefetch_scan(
       A leaf that the axis does not divide never comes here: `jax.shard_map`
       refuses it and names it, and inside every shard looks whole.
 
-  Cost: `L + distance` gathers of a layer in forward, `L - 1` in backward, and
-    `L` reductions. `distance + 1` layers of gathered weights are held at most, and
+  Cost: `L + distance` gathers of a layer in forward, `L - 1` in backward, `L`
+    reductions. `distance + 1` layers of gathered weights are held at most, and
     in backward two layers of gradients.
 
   Example (four devices):
