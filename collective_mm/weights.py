@@ -163,12 +163,12 @@ class Wire:
     """The ring of a stage, and over how many owners outside it sums are open.
 
     What is sent gets less from stage to stage: the short ways go first. Of
-    rings that are as short the outermost do, whose shares lie in one piece; of
-    pairs the innermost, as the dims of a torus then take turns.
+    rings of neighbours the outermost do, whose shares lie in one piece; of
+    others the innermost, as the dims of a torus then take turns.
     """
     order = sorted(
       self.parts,
-      key=lambda p: (p.hops, p.stride if p.size == 2 else -p.stride),
+      key=lambda p: (p.hops, -p.stride if p.hops == 1 else p.stride),
     )
     part = order[number]
     later = (p.size for p in order[number:] if p.stride > part.stride)
