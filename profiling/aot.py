@@ -210,18 +210,10 @@ def _schedule(text: str) -> str | tuple[str, str]:
 def _options(args: argparse.Namespace, chip: str) -> dict[str, str]:
   from collective_mm import gate
 
-  text = args.chip_options
-  if text == "none":
+  if args.chip_options == "none":
     return {}
   options = gate.compiler_options(chip, prefetch=args.model is not None)
-  for part in text.split(",") if text else ():
-    name, equals, value = part.partition("=")
-    if not (name and equals):
-      raise ValueError(
-        f"--chip_options must be none, or name=value,..., got {part!r}"
-      )
-    options[name] = value
-  return options
+  return options | command.chip_options(args.chip_options)
 
 
 def _modes(args: argparse.Namespace, chip: str) -> dict[str, dict[str, str]]:

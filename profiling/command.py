@@ -31,6 +31,19 @@ def run(prog: str, body: Callable[[], None]) -> int:
   return 0
 
 
+def chip_options(text: str | None) -> dict[str, str]:
+  """Compiler options from `--chip_options=name=value,...`."""
+  options = {}
+  for part in text.split(",") if text else ():
+    name, equals, value = part.partition("=")
+    if not (name and equals):
+      raise ValueError(
+        f"--chip_options must be name=value,..., or none, got {part!r}"
+      )
+    options[name] = value
+  return options
+
+
 def versions() -> dict[str, str]:
   """The versions that a compiled program depends on.
 

@@ -201,6 +201,7 @@ def test_rings_hide_what_the_original_waits_for(model, name):
     (report, ["--model=vit", "--model_axis=3"], "--model_axis must divide 8"),
     (report, [], "the following arguments are required: --model"),
     (bench_llama, ["--methods=ours"], "--methods must be some of unoverlap"),
+    (bench_llama, ["--chip_options=a"], "--chip_options must be name=value"),
     (bench_llama, ["--data=three"], "argument --data: invalid int value"),
   ],
 )

@@ -53,6 +53,7 @@ def parser() -> command.Parser:
   add("--by_batch", action="store_true", help="shard sequences, not tokens")
   add("--methods", default=",".join(METHODS), help="some of them")
   add("--schedule", help="forward,backward in place of auto")
+  add("--chip_options", help="compiler options k=v,... beside the chip's own")
   add("--verbose", action="store_true", help="say where the time goes")
   return flags
 
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args, argv: list[str]) -> None:
+  more = command.chip_options(args.chip_options)
   from profiling import aot_compile, aot_programs, topology
 
   versions = command.versions()
@@ -105,7 +107,7 @@ def _run(args, argv: list[str]) -> None:
       compiled = aot_compile.compile_and_replay(
         lower(method, mesh, args),
         mesh,
-        options(method, name.partition(":")[0]),
+        options(method, name.partition(":")[0]) | more,
       )
       times[method] = 1e3 * compiled.replayed.step_time_s
       waits = 1e3 * compiled.replayed.exposed_communication_s
