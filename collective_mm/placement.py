@@ -386,7 +386,7 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
     if closes.any() or size != 1 << pairs:
       rings = [AxisRing(size, links), *rings]
     else:
-      rings = [*(AxisRing(2, links << i) for i in range(pairs))][::-1] + rings
+      rings = [AxisRing(2, links << i) for i in range(pairs)][::-1] + rings
     stride *= size
   # Every device must be where these steps lead.
   if stride != len(devices):

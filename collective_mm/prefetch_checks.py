@@ -102,7 +102,9 @@ def ring_parts(
   """The rings of more than one device, outermost first."""
   size = axis_size(axis_name)
   rings = (size,) if rings is None else rings
-  rings = tuple(AxisRing(r) if isinstance(r, int) else r for r in rings)
+  rings = tuple(
+    AxisRing(r) if isinstance(r, int) else AxisRing(*r) for r in rings
+  )
   sizes = tuple(ring.size for ring in rings)
   if math.prod(sizes) != size or any(n < 1 for n in sizes):
     raise ValueError(

@@ -75,13 +75,11 @@ class Wire:
     order = sorted(self.groups, key=nbytes.get, reverse=True)
     # One travels at a time: the large ones first, as the compiler finds the
     # least to hide the last ones behind (docs/prefetch.md).
-    larger = None  # of those that are larger than the next, the last
-    for before, group in zip([None, *order], order, strict=False):
+    for group in order:
       rows = [jnp.moveaxis(whole[i], self.dims[i], 0) for i in group]
-      if before is not None and nbytes[group] < nbytes[before]:
-        larger = before[0]
-      if larger is not None:
-        rows, [whole[larger]] = float_trees.barrier((rows, [whole[larger]]))
+      larger = [g[0] for g in order if nbytes[g] > nbytes[group]]
+      for i in larger[-1:]:
+        rows, [whole[i]] = float_trees.barrier((rows, [whole[i]]))
       if len(group) == 1:
         gathered = [self._gather(rows[0])]
       else:

@@ -28,7 +28,6 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
-from collective_mm.placement import AxisRing
 
 P = jax.P
 HIDDEN = 32
@@ -204,7 +203,7 @@ def test_rings_within_rings(
   both(
     functools.partial(
       dense_scan,
-      rings=[r if isinstance(r, int) else AxisRing(*r) for r in rings],
+      rings=rings,
       backend=backend,
       distance=distance,
       gather_dtype=None,
