@@ -17,7 +17,7 @@ from collective_mm import placement
 from collective_mm.chips import find_chip
 from collective_mm.decision import Candidate, Decision
 from collective_mm.mesh import AxisName
-from collective_mm.pass_times import SCHEDULES, PassTimes
+from collective_mm.pass_times import SCHEDULES, PassTimes, sums_everywhere
 
 Op = Literal["all_gather_matmul", "matmul_reduce_scatter"]
 Shape = tuple[int, ...]
@@ -158,7 +158,7 @@ def explain(
   wire_dtype: jax.typing.DTypeLike | None = None,
   chunks: int = 1,
   chip: str | None = None,
-  all_reduces: bool = False,
+  all_reduces: bool | None = None,
   async_options: bool = True,
 ) -> Decision:
   """Returns the schedule that `schedule="auto"` stands for, and its reasons.
@@ -178,7 +178,8 @@ def explain(
     chip: a chip's short name or `device_kind`; by default that of the mesh, or
       else of `jax.devices()[0]`.
     all_reduces: whether the compiler makes all-reduces of reductions, which
-      makes rings pay earlier; `pass_times.PassTimes` says where it does.
+      makes rings pay earlier; by default as `pass_times.sums_everywhere`
+      says of `mesh`, and that it does not without one.
     async_options: whether the program is compiled with `compiler_options`, as
       "auto" takes it to be.
 
@@ -206,12 +207,12 @@ def explain(
     raise ValueError(
       f"one of axis_size and mesh must be given, got {axis_size=}, {mesh=}"
     )
-  hops = 1
+  hops, devices = 1, math.inf
   if mesh is not None:
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     hops = placement.longest_hop(mesh, axis_name)
     axis_size = math.prod(mesh.shape[n] for n in names)
-    chip = chip or mesh.devices.flat[0].device_kind
+    chip, devices = chip or mesh.devices.flat[0].device_kind, mesh.size
   if axis_size < 1 or chunks < 1:
     raise ValueError(
       f"axis_size and chunks must be at least 1, got {axis_size=}, {chunks=}"
@@ -237,6 +238,8 @@ def explain(
       )
   rows = math.prod(xs[0][:-1]) * (axis_size if gathers and by_rows else 1)
   kind = chip or jax.devices()[0].device_kind
+  if all_reduces is None:
+    all_reduces = sums_everywhere(kind, axis_size, devices)
   return choose(
     op,
     rows=rows,

@@ -6,6 +6,7 @@ import numpy as np
 
 from collective_mm import gate
 from collective_mm.mesh import AxisName, axis_size, device_kind, explicit_axes
+from collective_mm.pass_times import sums_everywhere
 from collective_mm.ring_matmul import Route
 
 SCHEDULES = ("auto", "unoverlapped", "async", "one_way", "two_way")
@@ -159,18 +160,20 @@ def routes(
   def chosen(i: int) -> str:
     if pair[i] != "auto":
       return pair[i]
-    kind = device_kind()
+    kind, size = device_kind(), axis_size(axis_name)
+    devices = jax.sharding.get_abstract_mesh().size
     decision = gate.choose(
       op,
       rows=rows,
       inner=inner,
       outer=outer,
-      size=axis_size(axis_name),
+      size=size,
       by_rows=by_rows,
       dtype=like.dtype,
       wire_dtype=wire_dtype,
       chunks=chunks,
       device_kind=kind,
+      all_reduces=sums_everywhere(kind or "", size, devices),
       gathers_fused=gate.fuses_gathers(kind or ""),
     )
     return decision.schedule[i]

@@ -12,7 +12,7 @@ import functools
 import math
 
 from collective_mm import placement
-from collective_mm.chips import ChipLink
+from collective_mm.chips import ChipLink, find_chip
 
 SCHEDULES = ("unoverlapped", "one_way", "two_way", "async")
 
@@ -66,6 +66,27 @@ _HABITS = {
 }
 
 
+def sums_everywhere(chip: str, size: int, devices: int) -> bool:
+  """Whether the compiler makes an all-reduce of each device's reduction.
+
+  It moves twice the bytes then. libtpu 0.0.42.1 does so where the sum is over
+  all of a v4 or v5p slice from 2x2x2 on, or of a square v5e or v6e slice from
+  4x4 on.
+
+  Args:
+    chip: a chip's short name or `device_kind`.
+    size: devices over which is summed.
+    devices: of the whole mesh.
+  """
+  found = find_chip(chip)
+  if found is None or size < devices:
+    return False
+  chips = size // found.devices
+  if found.torus_dims == 3:
+    return chips >= 8
+  return chips >= 16 and math.isqrt(chips) ** 2 == chips
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ring:
   """Seconds of a ring, of a step's products, and of the sends beside those."""
@@ -93,8 +114,7 @@ class PassTimes:
     chunks: lanes for each direction of a ring.
     hops: links that a shift of the ring takes, one after the other.
     all_reduces: the compiler makes an all-reduce, which moves twice the bytes,
-      of an unoverlapped reduction. We saw that for rings that are the whole of
-      a v4 or v5p slice from 2x2x2 or a square v5e or v6e slice from 4x4.
+      of an unoverlapped reduction; `sums_everywhere` says where.
     async_options: compiled with `gate.compiler_options`.
     gathers_fused: those make gathers asynchronous; see `gate.fuses_gathers`.
   """

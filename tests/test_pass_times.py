@@ -7,7 +7,7 @@ from jax import lax
 
 from collective_mm import gate, make_mesh
 from collective_mm.chips import CHIPS
-from collective_mm.pass_times import PassTimes
+from collective_mm.pass_times import PassTimes, sums_everywhere
 from profiling import topology
 
 GATHER, SCATTER = "all_gather_matmul", "matmul_reduce_scatter"
@@ -239,3 +239,20 @@ def test_the_habits_are_those_of_the_compiler(name, size, all_reduces):
     # A fused all-reduce-scatter is a reduce-scatter.
     fused = "all-reduce-scatter" in text or " reduce-scatter(" in text
     assert fused == (not all_reduces)
+
+
+@pytest.mark.parametrize(
+  ("chip", "size", "devices", "expected"),
+  [
+    ("v4", 8, 8, True),
+    ("v4", 8, 16, False),  # a slice of which the ring is half
+    ("v4", 4, 4, False),
+    ("TPU v5p", 64, 64, True),
+    ("v5e", 8, 8, False),
+    ("v5e", 16, 16, True),
+    ("v6e", 32, 32, False),  # 4x8
+    ("cpu", 8, 8, False),
+  ],
+)
+def test_where_the_compiler_sums_everywhere(chip, size, devices, expected):
+  assert sums_everywhere(chip, size, devices) is expected
