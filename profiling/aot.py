@@ -220,10 +220,8 @@ def _modes(args: argparse.Namespace, chip: str) -> dict[str, dict[str, str]]:
   """What the compiler is given as a baseline, by the name of the mode."""
   modes = {"no_options": {}, "default": _options(args, chip)}
   for mode in ("none", "post_spmd_conservative"):
-    modes[mode] = modes["default"] | {
-      f"xla_tpu_{kind}_collective_matmul_mode": mode
-      for kind in ("all_gather", "reduce_scatter")
-    }
+    options = command.collective_matmul_mode(mode)
+    modes[mode] = modes["default"] | options
   return modes if args.mode is None else {args.mode: modes[args.mode]}
 
 

@@ -57,3 +57,13 @@ def versions() -> dict[str, str]:
       "the TPU compiler must be here: the libtpu wheel of jax[tpu], which "
       "exists for Linux on x86-64"
     ) from error
+
+
+def collective_matmul_mode(mode: str) -> dict[str, str]:
+  """The options for a mode of the compiler's own collective matmul.
+
+  Args:
+    mode: such as "none" or "post_spmd_conservative".
+  """
+  kinds = "all_gather", "reduce_scatter"
+  return {f"xla_tpu_{kind}_collective_matmul_mode": mode for kind in kinds}

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 
 from collective_mm import gate, make_mesh
-from profiling import matmul_methods, topology
+from profiling import command, matmul_methods, topology
 from profiling.matmul_methods import Problem
 from profiling.replay import replay
 
@@ -97,8 +97,7 @@ class Simulator:
       return {}
     options = gate.compiler_options(self.chip)
     if mode := _MODES.get(method):
-      for kind in ("all_gather", "reduce_scatter"):
-        options[f"xla_tpu_{kind}_collective_matmul_mode"] = mode
+      options |= command.collective_matmul_mode(mode)
     return options
 
   def _replay(self, compiled: jax.stages.Compiled) -> Simulated:

@@ -11,10 +11,11 @@ devices. With `--data=2` half of them are the model axis; gradients are then
 added up over the data axis too, at the end and in nobody's ring. With
 `--by_batch` a device has whole sequences, in place of a part of each.
 
-    unoverlapped      sharded, schedule="unoverlapped", no compiler options
-    compiler_none     as it was, the compiler's collective matmul off
-    compiler_default  as it was, and as the compiler has it by default
-    auto              sharded, schedule="auto"
+    unoverlapped        sharded, schedule="unoverlapped", no compiler options
+    compiler_none       as it was, the compiler's collective matmul off
+    compiler_default    as it was, and as the compiler has it by default
+    compiler_post_spmd  as it was, in its mode "post_spmd_conservative"
+    auto                sharded, schedule="auto"
 
 All but "unoverlapped" are compiled with `gate.compiler_options`.
 """
@@ -25,10 +26,15 @@ import sys
 from profiling import command, platform
 
 PROG = "python -m examples.drop_in.bench_llama"
-METHODS = ("unoverlapped", "compiler_none", "compiler_default", "auto")
+_MODES = {
+  "compiler_none": "none",
+  "compiler_default": None,
+  "compiler_post_spmd": "post_spmd_conservative",
+}
+METHODS = ("unoverlapped", *_MODES, "auto")
 BASELINES = {
   "unoverlapped / auto": ("unoverlapped",),
-  "best compiler / auto": ("compiler_none", "compiler_default"),
+  "best compiler / auto": tuple(_MODES),
 }
 SLICES = (
   "v5e:2x2",
@@ -128,9 +134,8 @@ def options(method: str, chip: str) -> dict[str, str]:
   if method == "unoverlapped":
     return {}
   found = gate.compiler_options(chip)
-  if method == "compiler_none":
-    for kind in ("all_gather", "reduce_scatter"):
-      found[f"xla_tpu_{kind}_collective_matmul_mode"] = "none"
+  if mode := _MODES.get(method):
+    found |= command.collective_matmul_mode(mode)
   return found
 
 
