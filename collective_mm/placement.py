@@ -359,10 +359,9 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
   """The rings along torus dims that a mesh axis is made of, outermost first.
 
   An axis that runs through a torus of 4 x 8 chips row by row is rings of eight
-  within a ring of four, sizes (4, 8). A run of 2^n chips that does not close is
-  n times pairs: the TPU compiler makes a send along it block, but for a swap.
-  An axis that follows no such lattice, or whose devices have no `coords`, is
-  one ring.
+  within a ring of four, sizes (4, 8). A run of 2^n chips that does not close,
+  or of more than four v5e, is n times pairs: the TPU compiler makes sends along
+  it block, but for swaps. An axis off such a lattice is one ring.
   """
   grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
   devices = grid.reshape(len(grid), -1)[:, 0]
@@ -382,8 +381,9 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
       size += 1
     links = int(np.abs(hop[:-1]).sum())
     closes = (size * np.abs(hop[:-1]) == sides) & around
-    pairs = size.bit_length() - 1
-    if closes.any() or size != 1 << pairs:
+    pairs, kind = size.bit_length() - 1, devices[0].device_kind
+    swaps = not closes.any() or (size > 4 and kind == "TPU v5 lite")
+    if not swaps or size != 1 << pairs:
       rings = [AxisRing(size, links), *rings]
     else:
       rings = [AxisRing(2, links << i) for i in range(pairs)][::-1] + rings

@@ -6,6 +6,7 @@ import re
 import jax
 from jax.experimental import topologies
 
+from collective_mm import placement
 from collective_mm.chips import CHIPS
 from profiling.torus import Torus, torus_of
 
@@ -35,6 +36,10 @@ def devices(name: str) -> list[jax.Device]:
   chip, shape = _parts(name)
   text = "x".join(map(str, shape))
   options = _OPTIONS.get(chip, {})
+  around = placement.wraps(CHIPS[chip].kind, shape)
+  if chip == "v5e" and any(around):
+    # The compiler takes a whole pod of these not to wrap unless told.
+    options = options | {"wrap": (*around, False)}
   if math.prod(shape) == 1:  # a host has four chips otherwise
     options = options | {"chips_per_host_bounds": (1, 1, 1)}
   try:

@@ -1,5 +1,8 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
+from collective_mm import make_mesh
 from profiling import topology
 from profiling.torus import Torus
 
@@ -32,6 +35,25 @@ def test_the_devices_of_a_slice(name, kind, count, cores):
   assert (
     tuple(max(p[i] for p in places) + 1 for i in range(dims)) == torus.shape
   )
+
+
+@pytest.mark.tpu_compiler
+def test_the_compiler_knows_that_a_pod_of_v5e_wraps():
+  """It makes a shift block along a dim that does not close."""
+  pytest.importorskip("libtpu")
+  devices = topology.devices("v5e:16x16")
+  mesh = make_mesh(data=16, model=16, devices=devices)
+  x = jax.ShapeDtypeStruct((2048, 128), jnp.float32)
+  for axis in mesh.axis_names:
+    after = [(i, (i + 1) % 16) for i in range(16)]
+    shift = jax.shard_map(
+      lambda x, axis=axis, after=after: jax.lax.ppermute(x, axis, after),
+      mesh=mesh,
+      in_specs=jax.P(mesh.axis_names),
+      out_specs=jax.P(mesh.axis_names),
+    )
+    text = jax.jit(shift).lower(x).compile().as_text()
+    assert " collective-permute-start(" in text
 
 
 def test_the_torus_of_a_slice():
