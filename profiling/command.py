@@ -5,6 +5,13 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
+COMPILER_MODES = {
+  "compiler_none": "none",
+  "compiler_default": None,
+  "compiler_post_spmd": "post_spmd_conservative",
+}
+"""Methods of a bench by the mode of the compiler's own collective matmul."""
+
 
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are ValueErrors, of one line."""
@@ -59,11 +66,13 @@ def versions() -> dict[str, str]:
     ) from error
 
 
-def collective_matmul_mode(mode: str) -> dict[str, str]:
+def collective_matmul_mode(mode: str | None) -> dict[str, str]:
   """The options for a mode of the compiler's own collective matmul.
 
   Args:
-    mode: such as "none" or "post_spmd_conservative".
+    mode: such as "none" or "post_spmd_conservative"; None for its default.
   """
+  if mode is None:
+    return {}
   kinds = "all_gather", "reduce_scatter"
   return {f"xla_tpu_{kind}_collective_matmul_mode": mode for kind in kinds}

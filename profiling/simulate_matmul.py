@@ -30,13 +30,16 @@ SHAPES = {
 """Tokens, width and features: ViT-22B's q, k, v and MLP-in as one product, and
 the gate and up products of Llama-70B's MLP as one."""
 
-_MODES = {
-  "compiler_none": "none",
-  "compiler_default": None,
-  "compiler_post_spmd": "post_spmd_conservative",
+METHODS = (
+  "roof",
+  "unoverlapped",
+  *command.COMPILER_MODES,
+  *matmul_methods.SCHEDULES,
+)
+BASELINES = {
+  "unoverlapped": ("unoverlapped",),
+  "best compiler": tuple(command.COMPILER_MODES),
 }
-METHODS = ("roof", "unoverlapped", *_MODES, *matmul_methods.SCHEDULES)
-BASELINES = {"unoverlapped": ("unoverlapped",), "best compiler": tuple(_MODES)}
 """What "auto" is to beat: the best method of each."""
 _BARE = ("roof", "unoverlapped")
 """Methods that are compiled without the options of `gate.compiler_options`."""
@@ -74,7 +77,7 @@ class Simulator:
     Raises:
       MemoryError: if the program does not fit into the chip's memory.
     """
-    name = "compiler" if method in _MODES else method
+    name = "compiler" if method in command.COMPILER_MODES else method
     lowered = matmul_methods.program(problem, name).lower()
     options = self._options(method)
     # The gate's program is that of the schedules that it chose.
@@ -95,10 +98,9 @@ class Simulator:
   def _options(self, method: str) -> dict[str, str]:
     if method in _BARE:
       return {}
+    mode = command.COMPILER_MODES.get(method)
     options = gate.compiler_options(self.chip)
-    if mode := _MODES.get(method):
-      options |= command.collective_matmul_mode(mode)
-    return options
+    return options | command.collective_matmul_mode(mode)
 
   def _replay(self, compiled: jax.stages.Compiled) -> Simulated:
     places = topology.coordinates(list(self.mesh.devices.flat))

@@ -229,6 +229,8 @@ COMPILED = [
 @pytest.mark.parametrize("name, size, all_reduces", COMPILED)
 def test_the_habits_are_those_of_the_compiler(name, size, all_reduces):
   chip = name.split(":")[0]
+  devices = len(topology.devices(name))
+  assert sums_everywhere(chip, size, devices) == all_reduces
   bare = compile_backward(name, size, {})
   optioned = compile_backward(name, size, gate.compiler_options(chip))
   hides = times(chip=CHIPS[chip], size=size).hides_gathers

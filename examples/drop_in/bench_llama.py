@@ -26,15 +26,10 @@ import sys
 from profiling import command, platform
 
 PROG = "python -m examples.drop_in.bench_llama"
-_MODES = {
-  "compiler_none": "none",
-  "compiler_default": None,
-  "compiler_post_spmd": "post_spmd_conservative",
-}
-METHODS = ("unoverlapped", *_MODES, "auto")
+METHODS = ("unoverlapped", *command.COMPILER_MODES, "auto")
 BASELINES = {
   "unoverlapped / auto": ("unoverlapped",),
-  "best compiler / auto": tuple(_MODES),
+  "best compiler / auto": tuple(command.COMPILER_MODES),
 }
 SLICES = (
   "v5e:2x2",
@@ -134,9 +129,9 @@ def options(method: str, chip: str) -> dict[str, str]:
   if method == "unoverlapped":
     return {}
   found = gate.compiler_options(chip)
-  if mode := _MODES.get(method):
-    found |= command.collective_matmul_mode(mode)
-  return found
+  return found | command.collective_matmul_mode(
+    command.COMPILER_MODES.get(method)
+  )
 
 
 def lower(method: str, mesh, args):
