@@ -47,6 +47,9 @@ _PREFETCH = {
   "xla_lhs_loop_fusion_latency_multiplier": "0.5",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
+# Where v5e has few images a gather takes most of a layer, whose products, in
+# chunks, are shorter than it thinks.
+_SHORT_PRODUCTS = {"xla_lhs_output_fusion_latency_multiplier": "0.2"}
 # SparseCores gather beside products, which are slower if they carry a gather.
 _OFFLOAD = {
   _FUSED_GATHERS: "false",
@@ -80,13 +83,16 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
     >>> compiler_options("cpu")
     {}
   """
-  if find_chip(chip) is None and not chip.startswith("TPU"):
+  found = find_chip(chip)
+  if found is None and not chip.startswith("TPU"):
     return {}
+  name = None if found is None else found.name
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
   options = dict.fromkeys(flags, "true")
   if prefetch:
     options |= _PREFETCH | (_OFFLOAD if offloads_gathers(chip) else {})
+    options |= _SHORT_PRODUCTS if name == "v5e" else {}
   return options
 
 

@@ -9,7 +9,7 @@ sent. Small weights of a dtype share one send.
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,27 @@ SMALL = 1 << 14
 # 1 / 2 in the dtype of sums, each of which waits for the one before, and which
 # have to be read and written at every hop.
 EXCHANGE = 16
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+  """`x` in `dtype`, if it is floating and there is one."""
+  if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  return x.astype(dtype)
+
+
+def _rounded_by_fusion(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+  """`rounded`, as a fusion of the TPU compiler, which a cast alone is not.
+
+  On v5e only fusions carry gathers. The step before the cast changes no value
+  where both dtypes have as many bits of exponent.
+  """
+  if rounded(x, dtype) is x:
+    return x
+  wide, narrow = jnp.finfo(x.dtype), jnp.finfo(dtype)
+  if wide.nexp == narrow.nexp:
+    x = lax.reduce_precision(x, narrow.nexp, narrow.nmant)
+  return rounded(x, dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,33 +86,44 @@ class Wire:
 
   def gather(self, shards: Sequence[jax.Array]) -> list[jax.Array]:
     """The whole weights, from this device's shards of them."""
-    whole = [
-      x if dim is None else rounded(x, self.gather_dtype)
-      for x, dim in zip(shards, self.dims, strict=True)
-    ]
     # Without the barrier the compiler may send first and round then.
-    whole = list(lax.optimization_barrier(tuple(whole)))
-    nbytes = {g: sum(whole[i].nbytes for i in g) for g in self.groups}
+    whole = list(lax.optimization_barrier(tuple(self._rounded(shards))))
+    nbytes = self._nbytes(whole)
     order = sorted(self.groups, key=nbytes.get, reverse=True)
     # One travels at a time: the large ones first, as the compiler finds the
     # least to hide the last ones behind (docs/prefetch.md).
     for group in order:
-      rows = [jnp.moveaxis(whole[i], self.dims[i], 0) for i in group]
+      rows = [whole[i] for i in group]
       larger = [g[0] for g in order if nbytes[g] > nbytes[group]]
       for i in larger[-1:]:
         rows, [whole[i]] = float_trees.barrier((rows, [whole[i]]))
-      if len(group) == 1:
-        gathered = [self._gather(rows[0])]
-      else:
-        flat = jnp.concatenate([x.reshape(1, -1) for x in rows], axis=1)
-        gathered = _split(self._gather(flat), [x.shape for x in rows])
-        gathered = [
-          y.reshape(-1, *x.shape[1:])
-          for y, x in zip(gathered, rows, strict=True)
-        ]
-      for i, y in zip(group, gathered, strict=True):
-        whole[i] = jnp.moveaxis(y, 0, self.dims[i])
+      for i, y in zip(group, self._gather_group(group, rows), strict=True):
+        whole[i] = y
     return whole
+
+  def gather_first(
+    self, stacked: Sequence[jax.Array]
+  ) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The first layer's whole weights, and all shards as they travel.
+
+    Nothing has been computed yet that these gathers could hide behind but the
+    rounding of the stacks: one is rounded beside each.
+    """
+    first = [lax.index_in_dim(x, 0, keepdims=False) for x in stacked]
+    # Without the barrier the compiler cuts them from the rounded stacks.
+    first, stacked = float_trees.barrier((first, list(stacked)))
+    whole = list(lax.optimization_barrier(tuple(self._rounded(first))))
+    sent = self._rounded(stacked, _rounded_by_fusion)
+    nbytes, last = self._nbytes(whole), ()
+    for group in sorted(self.groups, key=nbytes.get, reverse=True):
+      tied = [[x[i] for i in last] for x in (whole, sent)]
+      rows, *tied = float_trees.barrier(([whole[i] for i in group], *tied))
+      for i, *of_leaf in zip(last, *tied, strict=True):
+        whole[i], sent[i] = of_leaf
+      for i, y in zip(group, self._gather_group(group, rows), strict=True):
+        whole[i] = y
+      last = group
+    return whole, sent
 
   @property
   def stages(self) -> int:
@@ -188,6 +220,40 @@ class Wire:
     shape = list(self.shapes[i])
     return (shape.pop(self.dims[i]), *shape)
 
+  def _rounded(
+    self, shards: Sequence[jax.Array], by: Callable = rounded
+  ) -> list[jax.Array]:
+    """What travels of them, and what lies whole as it is."""
+    return [
+      x if dim is None else by(x, self.gather_dtype)
+      for x, dim in zip(shards, self.dims, strict=True)
+    ]
+
+  def _nbytes(self, shards: Sequence[jax.Array]) -> dict[tuple[int, ...], int]:
+    return {g: sum(shards[i].nbytes for i in g) for g in self.groups}
+
+  def _gather_group(
+    self, group: tuple[int, ...], shards: list[jax.Array]
+  ) -> list[jax.Array]:
+    rows = [
+      jnp.moveaxis(x, self.dims[i], 0)
+      for i, x in zip(group, shards, strict=True)
+    ]
+    if len(group) == 1:
+      gathered = [self._gather(rows[0])]
+    else:
+      flat = jnp.concatenate([x.reshape(1, -1) for x in rows], axis=1)
+      gathered = [
+        y.reshape(-1, *x.shape[1:])
+        for y, x in zip(
+          _split(self._gather(flat), [x.shape for x in rows]), rows, strict=True
+        )
+      ]
+    return [
+      jnp.moveaxis(y, 0, self.dims[i])
+      for i, y in zip(group, gathered, strict=True)
+    ]
+
   def _gather(self, x: jax.Array) -> jax.Array:
     """x[rows, ...] of all devices, [t * rows, ...]."""
     if self.gather_by == "native":
@@ -237,13 +303,6 @@ def gathered_size(
       size = math.prod(x.shape[1:]) * lax.axis_size(axis_name)
       count, nbytes = count + size, nbytes + size * sent.dtype.itemsize
   return count, nbytes
-
-
-def rounded(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
-  """`x` in `dtype`, if it is floating and there is one."""
-  if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
-    return x
-  return x.astype(dtype)
 
 
 def _by_owner(x, part, outer):

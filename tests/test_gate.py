@@ -358,6 +358,8 @@ def test_options_are_for_tpus():
     assert set(options.values()) == {"true"}
     more = gate.compiler_options(chip, prefetch=True)
     assert options.keys() < more.keys()
+    latency = "xla_lhs_output_fusion_latency_multiplier"
+    assert more.pop(latency) == ("0.2" if "lite" in chip else "0.5")
     assert set(more.values()) == {"true", "128", "ENABLED", "0.5"}
 
 

@@ -40,6 +40,7 @@ ORDER = (
   "weights",
   "prefetch_checks",
   "prefetch_gate",
+  "layer_stack",
   "prefetch",
   "hlo_groups",
   "hlo",

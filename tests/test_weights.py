@@ -14,6 +14,7 @@ from stack_cases import (
   LENGTH,
   ROWS,
   WIDTH,
+  assert_equal,
   dense_params,
   dense_scan,
   gradient_of,
@@ -108,6 +109,41 @@ def test_large_weights_are_gathered_first(w_is_large):
   ]
   assert sizes[0] > sizes[1]
   assert sizes == sizes[:2] * 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, None])
+@pytest.mark.parametrize("distance", [0, 1])
+def test_what_a_layer_sees_is_rounded_as_by_a_cast(dtype, distance):
+  """The first layer's weights are rounded apart from those of the others."""
+  rng = np.random.default_rng(3)
+  params = {
+    k: (rng.normal(size=x.shape) * 10.0 ** rng.integers(-7, 5, x.shape)).astype(
+      np.float32
+    )
+    for k, x in dense_params().items()
+  }
+
+  def seen(params, x):
+    options = {"gather_dtype": dtype, "distance": distance, "has_aux": True}
+    return dense_scan(params, x, of=lambda p, x: (x, p), **options)[1]
+
+  got = on_data(seen, out_specs=P(), check_vma=False)(params, some_x())
+  want = {
+    k: x if k == "scale" or dtype is None else x.astype(dtype)
+    for k, x in params.items()
+  }
+  assert_equal(got, want)
+
+
+@pytest.mark.parametrize(
+  ("distance", "dtype"), [(0, np.float32), (1, jnp.bfloat16)]
+)
+def test_stacks_are_rounded_once_beside_the_first_gathers(distance, dtype):
+  jaxpr = jaxpr_of_gradient(distance=distance)
+  forward = next(e for e in equations(jaxpr) if e.primitive.name == "scan")
+  shape = (LENGTH, WIDTH // 8, WIDTH)
+  stacks = {v.aval.dtype for v in forward.invars if v.aval.shape == shape}
+  assert stacks == {jnp.dtype(dtype)}
 
 
 def test_keeps_the_carry_of_each_layer_alone():
