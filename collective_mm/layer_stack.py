@@ -26,6 +26,15 @@ class LayerStack:
   The methods take all arrays as one tree `(shared, params, carry, xs)`, in two
   halves of which each has None where the other has a leaf: `floats`, which have
   gradients, and `rest`. `params` is a list.
+
+  Attributes:
+    function: of one layer; `prefetch_scan` has its arguments.
+    wire: how the weights of a layer travel.
+    treedef: of a layer's weights.
+    dtypes: of the stacked weights, and of their gradients.
+    length: how many layers there are.
+    distance: how many layers ahead a gather begins, less than `length`.
+    has_xs, has_aux, has_microbatches: what `function` takes and returns.
   """
 
   function: Callable[..., Any]
@@ -39,14 +48,17 @@ class LayerStack:
   has_microbatches: bool
 
   def run(self, floats, rest):
+    """`(carry, aux)` after all layers."""
     return self._scan(floats, rest, keep=False)[0]
 
   def forward(self, floats, rest):
+    """The same, and what `backward` needs of it."""
     out, kept = self._scan(floats, rest, keep=True)
     shared, _, _, xs = float_trees.merge(floats, rest)
     return out, (shared, xs, *kept)
 
   def backward(self, residuals, cotangents):
+    """The gradients of `floats`, from the last layer to the first."""
     shared, xs, params, carries, queue = residuals
     dout, daux = float_trees.floats(cotangents)
     last = self.length - 1

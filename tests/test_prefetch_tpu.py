@@ -83,11 +83,18 @@ def check(name, rows):
   # Two layers of forward a trip, and one of backward.
   assert len(gathers) == 3 * len(SPECS)
   assert min(c.hidden for c in in_loops) > 0.99
+  return report
 
 
 @pytest.mark.tpu_compiler
 def test_gathers_and_reductions_hide_behind_the_layer_at_hand():
-  check("v4:2x2x2", 4096)
+  report = check("v4:2x2x2", 4096)
+  first = [
+    c for c in report.collectives if (c.kind, c.runs) == ("all-gather", 1)
+  ]
+  assert len(first) == len(SPECS)
+  # To round six layers takes half as long as to gather one.
+  assert min(c.hidden for c in first) > 0.4
 
 
 @pytest.mark.long
