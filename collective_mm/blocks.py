@@ -260,13 +260,16 @@ _QKV = ("query", "key", "value")
 def _layers(
   params: dict[str, Params], names: Sequence[str]
 ) -> tuple[list[jax.Array], list[jax.Array] | None]:
-  """Kernels and biases, zeros where only others have one."""
+  """Kernels and biases, zeros where only others have one.
+
+  The zeros are sharded as the kernel's columns are, by type where jax asks.
+  """
   layers = [params[name] for name in names]
   kernels = [layer["kernel"] for layer in layers]
   if not any("bias" in layer for layer in layers):
     return kernels, None
   return kernels, [
-    layer.get("bias", jnp.zeros(kernel.shape[-1:], kernel.dtype))
+    layer.get("bias", jnp.zeros_like(kernel[0]))
     for layer, kernel in zip(layers, kernels, strict=True)
   ]
 
