@@ -47,6 +47,9 @@ _PREFETCH = {
   "xla_lhs_loop_fusion_latency_multiplier": "0.5",
   "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
+# Else libtpu 0.0.50.1 takes the steps of a ring to be longer than they are, and
+# starts a send on v5p and v6e right before it waits for it.
+_SHORT_STEPS = {"xla_lhs_output_fusion_latency_multiplier": "0.1"}
 # Where v5e has few images a gather takes most of a layer, whose products, in
 # chunks, are shorter than it thinks.
 _SHORT_PRODUCTS = {"xla_lhs_output_fusion_latency_multiplier": "0.2"}
@@ -90,6 +93,8 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
   fused = fuses_gathers(chip)
   flags = [f for f in _ASYNC_FLAGS if fused or f != _FUSED_GATHERS]
   options = dict.fromkeys(flags, "true")
+  if not fused and offloads_gathers(chip):
+    options |= _SHORT_STEPS
   if prefetch:
     options |= _PREFETCH | (_OFFLOAD if offloads_gathers(chip) else {})
     options |= _SHORT_PRODUCTS if name == "v5e" else {}

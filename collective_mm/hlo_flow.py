@@ -1,10 +1,12 @@
 """Tells the transfers in a schedule from its compute, and ends from starts.
 
 A collective comes in several forms: one blocking line; a `-start` line and a
-`-done` line; fusions that hold the collective and are marked as its start and
-its end (`AsyncCollectiveStart`, `AsyncCollectiveDone`), with fusions between
-that compute while they carry it; and a fusion without a cycle estimate around
-an all-reduce, of which it keeps one shard: a blocking reduce-scatter.
+`-done` line; a call of a SparseCore, which gets its arrays at the `call-start`
+or, of libtpu 0.0.50, in a `call-update`; fusions that hold the collective and
+are marked as its start and its end (`AsyncCollectiveStart`,
+`AsyncCollectiveDone`), with fusions between that compute while they carry it;
+and a fusion without a cycle estimate around an all-reduce, of which it keeps
+one shard: a blocking reduce-scatter.
 """
 
 import dataclasses
@@ -121,6 +123,11 @@ def _role(module: Module, line: Instruction) -> tuple[str, Instruction | None]:
   base, _, part = line.opcode.rpartition("-")
   if base and part == "done":
     return "ends", None
+  if line.opcode == "call-update":
+    inside = module.inside(module.operand(line))
+    return "starts", next(i for i in inside if i.opcode in COLLECTIVES)
+  if line.opcode == "call-start" and not line.operands:
+    return "computes", None  # a SparseCore gets ready; an update has the arrays
   if base and part == "start":
     inside = (i for i in module.inside(line) if i.opcode in COLLECTIVES)
     inner = next(inside, line if base in COLLECTIVES else None)

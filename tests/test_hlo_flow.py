@@ -95,6 +95,16 @@ ROOT %d = {WHOLE} call-done(%s)
   assert [s.does, d.does] == ["starts", "ends"]
   assert (s.kind, s.transfer.nbytes) == ("all-gather", 4 << 20)
   assert hlo_flow.origin(parsed, d.line)[0] == s.line
+  # libtpu 0.0.50.1 calls it first and hands over the array later.
+  entry = f"""
+%r = ((), (), s32[]) call-start(), to_apply=%gathers
+%s = (({ARRAY}), {WHOLE}) call-update(%r, %x)
+ROOT %d = {WHOLE} call-done(%s)
+"""
+  parsed, (r, s, d) = steps_of(module(entry, gathers))
+  assert [r.does, s.does, d.does] == ["computes", "starts", "ends"]
+  assert (s.kind, s.transfer.nbytes) == ("all-gather", 4 << 20)
+  assert hlo_flow.origin(parsed, d.line)[0] == s.line
 
 
 def test_a_fused_all_reduce_of_which_one_shard_is_kept():

@@ -12,7 +12,7 @@ from test_vit_reference import some_params
 from collective_mm import hlo, make_mesh
 from models import compiler_step, train_step
 from models.optimizer import OptimizerConfig, make_optimizer
-from models.vit import ShardedViT
+from models.vit import ShardedViT, exact_gelu
 from models.vit_config import ViTConfig
 from models.vit_reference import forward
 
@@ -180,3 +180,11 @@ def test_one_device_pays_for_no_ring(remat):
     assert ours[name] <= twin[name], (name, ours[name], twin[name])
   print(ours, twin)
   assert ours["dot"] <= twin["dot"]
+
+
+def test_exact_gelu_has_the_derivative_of_jax():
+  x = np.linspace(-8, 8, 1001, dtype=np.float32)
+  for f in (lambda g: g, lambda g: jax.vmap(jax.grad(g))):
+    want = f(functools.partial(jax.nn.gelu, approximate=False))(x)
+    # Rounded otherwise, most where the two terms of the derivative cancel.
+    np.testing.assert_allclose(f(exact_gelu)(x), want, rtol=1e-5, atol=1e-6)
