@@ -123,13 +123,11 @@ def _role(module: Module, line: Instruction) -> tuple[str, Instruction | None]:
   base, _, part = line.opcode.rpartition("-")
   if base and part == "done":
     return "ends", None
-  if line.opcode == "call-update":
-    inside = module.inside(module.operand(line))
-    return "starts", next(i for i in inside if i.opcode in COLLECTIVES)
   if line.opcode == "call-start" and not line.operands:
     return "computes", None  # a SparseCore gets ready; an update has the arrays
-  if base and part == "start":
-    inside = (i for i in module.inside(line) if i.opcode in COLLECTIVES)
+  if base and part in ("start", "update"):
+    at = line if part == "start" else module.operand(line)
+    inside = (i for i in module.inside(at) if i.opcode in COLLECTIVES)
     inner = next(inside, line if base in COLLECTIVES else None)
     if inner is None:
       return ("moves" if base in MOVES else "starts"), None

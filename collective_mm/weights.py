@@ -235,24 +235,18 @@ class Wire:
   def _gather_group(
     self, group: tuple[int, ...], shards: list[jax.Array]
   ) -> list[jax.Array]:
-    rows = [
-      jnp.moveaxis(x, self.dims[i], 0)
-      for i, x in zip(group, shards, strict=True)
-    ]
+    """The whole weights of a group, which travel in one gather."""
+    dims = [self.dims[i] for i in group]
+    rows = [jnp.moveaxis(x, d, 0) for x, d in zip(shards, dims, strict=True)]
     if len(group) == 1:
-      gathered = [self._gather(rows[0])]
+      whole = [self._gather(rows[0])]
     else:
       flat = jnp.concatenate([x.reshape(1, -1) for x in rows], axis=1)
-      gathered = [
-        y.reshape(-1, *x.shape[1:])
-        for y, x in zip(
-          _split(self._gather(flat), [x.shape for x in rows]), rows, strict=True
-        )
+      whole = _split(self._gather(flat), [x.shape for x in rows])
+      whole = [
+        y.reshape(-1, *x.shape[1:]) for y, x in zip(whole, rows, strict=True)
       ]
-    return [
-      jnp.moveaxis(y, 0, self.dims[i])
-      for i, y in zip(group, gathered, strict=True)
-    ]
+    return [jnp.moveaxis(y, 0, d) for y, d in zip(whole, dims, strict=True)]
 
   def _gather(self, x: jax.Array) -> jax.Array:
     """x[rows, ...] of all devices, [t * rows, ...]."""
