@@ -88,7 +88,7 @@ def test_unit_vectors_are_a_dense_layer(mesh):
   x = draw(1, IMAGES, IN)
   y = jax.jit(layer)(params, tile_members(jnp.asarray(x), MEMBERS))
   want = jax.jit(dense)(plain, x)
-  # The same sums; jax 0.12 rounds them once less on one of the two ways.
+  # The same sums; under jax 0.12 they differ in the last bit.
   np.testing.assert_allclose(y[:IMAGES], want, rtol=1e-6, atol=1e-6)
   np.testing.assert_array_equal(y[IMAGES:], y[:IMAGES])
 
