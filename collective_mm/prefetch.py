@@ -54,9 +54,10 @@ def prefetch_scan(
   While layer `l` computes, the weights of layer `l + distance` are on their
   way. Forward keeps the sharded weights, rounded as they travel, and the carry
   before each layer; of gathered weights only those of the last `distance`
-  layers, with which backward begins. It goes through the layers from the last: while it computes layer `l`
-  (again from its carry, and its gradients), it gathers the weights of layer
-  `l - distance` and reduce-scatters the gradients of layer `l + 1`.
+  layers, with which backward begins. It goes through the layers from the last:
+  while it computes layer `l` (again from its carry, and its gradients), it
+  gathers the weights of layer `l - distance` and reduce-scatters the gradients
+  of layer `l + 1`.
 
   Call inside `jax.shard_map`. Values and gradients are those of a `lax.scan`
   whose body gathers with `lax.all_gather`.

@@ -327,9 +327,9 @@ class ShardedViT:
 def exact_gelu(x: jax.Array) -> jax.Array:
   """Returns `x` times the chance that a normal number is below it.
 
-  The GELU of Hendrycks and Gimpel (2016), section 2, which public ViTs have. Its
-  derivative is written out: inside `jax.shard_map` jax 0.12.0 has none of `erfc`
-  in float32.
+  The GELU of Hendrycks and Gimpel (2016), section 2, which public ViTs have.
+  Its derivative is written out: inside `jax.shard_map` jax 0.12.0 has none of
+  `erfc` in float32.
 
   Args:
     x: `[...]` float32; the result has its shape and dtype.
