@@ -85,26 +85,18 @@ class LayerStack:
         (carries, xs, daux),
       )
 
-    def pull(weights, i, dcarry):
+    def pull(weights, i, dcarry, arriving=()):
       carry, x, daux = of_layer(i)
-      return self._pull(shared, weights, carry, x, dcarry, daux)
+      return self._pull(shared, weights, carry, x, dcarry, daux, arriving)
 
     def step(state, i):
       queue, waiting, dparams, dshared, dcarry = state
       queue = [*queue, self._gather(params, jnp.maximum(i - self.distance, 0))]
-      arrived = [self.wire.send(k, p) for k, (p, _) in enumerate(waiting)]
-      more, dweights, dcarry, dx = pull(queue[0], i, dcarry)
+      arrived = self._sent(waiting)
+      (more, dweights, dcarry, dx), _ = pull(queue[0], i, dcarry)
       # What was sent first has until here to arrive.
       arrived, dcarry = float_trees.barrier((arrived, dcarry))
-      waiting = [
-        self._packed(dweights),
-        *(
-          (self.wire.add(k, packed, shares), whole)
-          for k, ((packed, whole), shares) in enumerate(
-            zip(waiting, arrived, strict=True)
-          )
-        ),
-      ]
+      waiting = [self._packed(dweights), *self._added(waiting, arrived)]
       if not late:
         waiting = [self._all_stages(0, waiting[0])]
       # What the first trips store is nothing yet; a later one overwrites it.
@@ -120,11 +112,19 @@ class LayerStack:
       reverse=True,
     )
     # Beside the first layer, behind which nothing can hide, the others finish.
-    queue, waiting, dparams, dshared, dcarry = state
-    for k, grads in enumerate(waiting[:last]):
-      dparams = store(dparams, self._all_stages(k, grads), k + 1)
+    # What they send first has until it is recomputed to arrive, what they send
+    # next until the carry's gradient is known.
+    queue, others, dparams, dshared, dcarry = state
+    others = others[:last]
     weights = queue[0] if queue else self._gather(params, 0)
-    more, dweights, dcarry, dx = pull(weights, 0, dcarry)
+    (more, dweights, dcarry, dx), arrived = pull(
+      weights, 0, dcarry, self._sent(others)
+    )
+    others = self._added(others, arrived)
+    arrived, dcarry = float_trees.barrier((self._sent(others, 1), dcarry))
+    others = self._added(others, arrived, 1)
+    for k, grads in enumerate(others):
+      dparams = store(dparams, self._all_stages(k + 2, grads), k + 1)
     grads = self._all_stages(0, self._packed(dweights))
     dparams = store(dparams, grads, 0)
     dshared = jax.tree.map(jnp.add, dshared, more)
@@ -187,22 +187,25 @@ class LayerStack:
 
     return lax.scan(one, None, carry)[1]
 
-  def _pull(self, shared, weights, carry, x, dout, daux):
-    """Gradients of a layer, as the tree of its inputs."""
+  def _pull(self, shared, weights, carry, x, dout, daux, arriving):
+    """Gradients of a layer, as the tree of its inputs, and `arriving`, which is
+    there when the layer has been computed again."""
 
-    def pull(carry, dout, daux):
+    def pull(carry, dout, daux, arriving=()):
       floats, rest = float_trees.split((shared, weights, carry, x))
       _, vjp = jax.vjp(
         lambda f: float_trees.floats(self._call(*float_trees.merge(f, rest))),
         floats,
       )
-      return vjp((dout, daux))[0]
+      if arriving:
+        arriving, vjp = float_trees.barrier((arriving, vjp))
+      return vjp((dout, daux))[0], arriving
 
     if not self.has_microbatches:
-      return pull(carry, dout, daux)
+      return pull(carry, dout, daux, arriving)
 
     def add(sums, of_microbatch):
-      dshared, dweights, dcarry, dx = pull(*of_microbatch)
+      (dshared, dweights, dcarry, dx), _ = pull(*of_microbatch)
       sums = jax.tree.map(
         lambda s, g: s + g.astype(s.dtype), sums, (dshared, dweights, dx)
       )
@@ -214,7 +217,7 @@ class LayerStack:
       add, (zeros[0], room, zeros[1]), (carry, dout, daux)
     )
     dshared, dweights, dx = sums
-    return dshared, dweights, dcarry, dx
+    return (dshared, dweights, dcarry, dx), arriving
 
   def _room_for_gradients(self, weights):
     """An uninitialised array for the gradient of each whole weight."""
@@ -234,20 +237,37 @@ class LayerStack:
     ]
     return self.wire.pack(grads), whole
 
-  def _stage(self, k, packed_and_whole):
-    packed, whole = packed_and_whole
-    return self.wire.add(k, packed, self.wire.send(k, packed)), whole
+  def _sent(self, grads, first=0):
+    """What arrives of `grads`, of the k-th in stage `first + k`."""
+    return [
+      self.wire.send(k, packed) if k < self.wire.stages else []
+      for k, (packed, _) in enumerate(grads, first)
+    ]
 
-  def _all_stages(self, first, packed_and_whole):
+  def _added(self, grads, arrived, first=0):
+    """`grads` after that stage."""
+    added = []
+    for k, (packed, whole) in enumerate(grads, first):
+      if k < self.wire.stages:
+        packed = self.wire.add(k, packed, arrived[k - first])
+      added.append((packed, whole))
+    return added
+
+  def _next(self, k, grads):
+    """`grads` after stage `k`."""
+    [after] = self._added([grads], self._sent([grads], k), k)
+    return after
+
+  def _all_stages(self, first, grads):
     for k in range(first, self.wire.stages):
-      packed_and_whole = self._stage(k, packed_and_whole)
-    return packed_and_whole
+      grads = self._next(k, grads)
+    return grads
 
   def _room_for_stages(self, weights):
     """An uninitialised input for each stage of a reduction."""
     rooms = [self._packed(self._room_for_gradients(weights))]
     for k in range(self.wire.stages - 1):
-      shapes = jax.eval_shape(functools.partial(self._stage, k), rooms[-1])
+      shapes = jax.eval_shape(functools.partial(self._next, k), rooms[-1])
       rooms.append(
         jax.tree.map(
           lambda s, like: empty_like_varying(s.shape, s.dtype, like=like),

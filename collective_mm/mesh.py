@@ -14,7 +14,11 @@ AxisName = str | tuple[str, ...]
 
 
 def make_mesh(
-  *, data: int, model: int, devices: Sequence[jax.Device] | None = None
+  *,
+  data: int,
+  model: int,
+  devices: Sequence[jax.Device] | None = None,
+  whole_dims: bool = False,
 ) -> jax.sharding.Mesh:
   """Returns a mesh of `data x model` devices with axes `("data", "model")`.
 
@@ -27,10 +31,15 @@ def make_mesh(
     model: size of the model axis: devices that share every matmul of a group.
     devices: the devices to place, whole TPU slices if they are TPUs;
       `jax.devices()` if not given.
+    whole_dims: whether a model ring takes whole dims of its slice, so that the
+      axes share no link, even where a dim that does not wrap makes a shift of
+      two hops. That pays where weights sharded over `data` keep the links busy
+      for much of a layer, as with few examples a chip (`docs/prefetch.md`).
 
   Raises:
-    ValueError: if `data * model` is not the number of devices, or if `model`
-      does not divide the number of devices of every TPU slice.
+    ValueError: if `data * model` is not the number of devices, if `model` does
+      not divide the number of devices of every TPU slice, or if no whole dims
+      of one come to `model` and `whole_dims` asks for them.
 
   Example (eight devices):
     >>> dict(make_mesh(data=2, model=4).shape)
@@ -42,7 +51,7 @@ def make_mesh(
       f"data x model must be the number of devices, {len(devices)}, got "
       f"data={data}, model={model} ({data} x {model} = {data * model})"
     )
-  grid = np.asarray(ring_order(devices, model))
+  grid = np.asarray(ring_order(devices, model, whole_dims=whole_dims))
   auto = (jax.sharding.AxisType.Auto,) * 2
   return jax.sharding.Mesh(grid, ("data", "model"), axis_types=auto)
 

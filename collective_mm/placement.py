@@ -11,7 +11,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +81,9 @@ def hops(
   return np.minimum(apart, other_way).sum(axis=-1)
 
 
-def ring_order(devices: Sequence[Any], model: int) -> list[list[Any]]:
+def ring_order(
+  devices: Sequence[Any], model: int, *, whole_dims: bool = False
+) -> list[list[Any]]:
   """Splits `devices` into rings of `model`, each on neighbouring chips.
 
   Devices without `coords` (CPU, GPU) keep their order, process by process: a
@@ -105,18 +107,21 @@ def ring_order(devices: Sequence[Any], model: int) -> list[list[Any]]:
       `device_kind` and `process_index`, and where they differ `core_on_chip`
       and `slice_index`.
     model: devices of a ring.
+    whole_dims: whether a ring takes whole dims of its slice even if it is an
+      open line, so that the data axis shares no link with it.
 
   Returns:
     A list for each ring, in the order of the data axis.
 
   Raises:
-    ValueError: if `model` does not divide the devices of every TPU slice.
+    ValueError: if `model` does not divide the devices of every TPU slice, or no
+      whole dims of one have that many chips and `whole_dims` asks for them.
 
   Warns:
     UserWarning: once, if the devices of a slice do not fill a box and a shift
       takes more than a hop; rings then follow one line through all chips.
   """
-  if not _on_torus(devices):
+  if not on_torus(devices):
     return _cut(sorted(devices, key=lambda d: d.process_index), model)
   slices: dict[int, list[Any]] = {}
   for device in devices:
@@ -130,7 +135,13 @@ def ring_order(devices: Sequence[Any], model: int) -> list[list[Any]]:
         f"model={model}"
       )
     chips = _Slice.of(members)
-    order = _tile(chips, model)
+    order = _tile(chips, model, whole_dims)
+    if order is None and whole_dims:
+      raise ValueError(
+        f"model must be the chips of whole dims of every slice, times their "
+        f"cores, for whole_dims; slice {index} has "
+        f"{'x'.join(map(str, chips.shape[::-1]))} chips, got model={model}"
+      )
     if order is None:
       order = _along_a_line(chips, model)
       longest = max(longest, int(chips.ring_hops(order).max()))
@@ -170,7 +181,7 @@ def longest_hop(
   size = math.prod(mesh.devices.shape[dim] for dim in dims)
   rings = np.moveaxis(mesh.devices, dims, range(-len(dims), 0))
   rings = rings.reshape(-1, size)
-  if not _on_torus(rings.flat):
+  if not on_torus(rings.flat):
     return int(size > 1)
   by_slice: dict[int, list[Any]] = {}
   for ring in rings:
@@ -219,8 +230,11 @@ class _Slice:
     return hops(ring, np.roll(ring, -1, axis=-2), self.shape, self.wrapped)
 
 
-def _tile(chips: _Slice, model: int) -> np.ndarray | None:
-  """Positions `[rings, model]` by equal blocks; None if a chip is missing."""
+def _tile(chips: _Slice, model: int, whole_dims: bool) -> np.ndarray | None:
+  """Positions `[rings, model]` by equal blocks.
+
+  None if a chip is missing, or if there is no block of `whole_dims`.
+  """
   cores = len(chips.devices) // math.prod(chips.shape)
   every_chip = np.indices(chips.shape).reshape(len(chips.shape), -1).T
   if not np.array_equal(chips.coords, every_chip.repeat(cores, axis=0)):
@@ -247,8 +261,11 @@ def _tile(chips: _Slice, model: int) -> np.ndarray | None:
   candidates = [
     ((*block, cores_used), np.array(ring))
     for block in _blocks(chips.shape, model // cores_used)
+    if not whole_dims or _is_whole(block, chips.shape)
     for ring in _rings(block, cores_used)
   ]
+  if not candidates:
+    return None
   block, ring = min(candidates, key=cost)
   counts = [side // b for side, b in zip(box, block, strict=True)]
   corners = np.indices(counts).reshape(len(box), -1).T * block
@@ -279,6 +296,10 @@ def _blocks(shape: Sequence[int], size: int) -> Iterator[Chip]:
     if shape[0] % side == 0 and size % side == 0:
       for rest in _blocks(shape[1:], size // side):
         yield (side, *rest)
+
+
+def _is_whole(block: Chip, shape: Sequence[int]) -> bool:
+  return all(b in (1, side) for b, side in zip(block, shape, strict=True))
 
 
 def _rings(block: Chip, cores: int) -> Iterator[list[Chip]]:
@@ -340,61 +361,10 @@ def _loop(block: Chip) -> list[Chip]:
   return [(*columns[j][:along], i, *columns[j][along:]) for i, j in cells]
 
 
-def _on_torus(devices: Iterable[Any]) -> bool:
+def on_torus(devices: Iterable[Any]) -> bool:
+  """Whether all devices have coordinates, as those of TPUs do."""
   return all(getattr(d, "coords", None) is not None for d in devices)
 
 
 def _slice_index(device: Any) -> int:
   return getattr(device, "slice_index", None) or 0
-
-
-class AxisRing(NamedTuple):
-  """Rings of `size` devices, with `hops` links from one to the next."""
-
-  size: int
-  hops: int = 1
-
-
-def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
-  """The rings along torus dims that a mesh axis is made of, outermost first.
-
-  An axis that runs through a torus of 4 x 8 chips row by row is rings of eight
-  within a ring of four, sizes (4, 8). A run of 2^n chips that does not close,
-  or of more than four v5e, is n times pairs: the TPU compiler makes sends along
-  it block, but for swaps. An axis off such a lattice is one ring.
-  """
-  grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
-  devices = grid.reshape(len(grid), -1)[:, 0]
-  whole = (AxisRing(len(devices)),)
-  if len(devices) == 1 or not _on_torus(devices):
-    return whole
-  spots = np.array([(*d.coords, d.core_on_chip) for d in devices])
-  chips = np.array([d.coords for d in mesh.devices.flat])
-  sides = np.ptp(chips, axis=0) + 1
-  around = np.array(wraps(devices[0].device_kind, sides.tolist()))
-  rings, stride = [], 1
-  while stride < len(devices):
-    hop, size = spots[stride] - spots[0], 1
-    while size * stride < len(devices) and np.array_equal(
-      spots[size * stride] - spots[0], size * hop
-    ):
-      size += 1
-    links = int(np.abs(hop[:-1]).sum())
-    closes = (size * np.abs(hop[:-1]) == sides) & around
-    pairs, kind = size.bit_length() - 1, devices[0].device_kind
-    swaps = not closes.any() or (size > 4 and kind == "TPU v5 lite")
-    if not swaps or size != 1 << pairs:
-      rings = [AxisRing(size, links), *rings]
-    else:
-      rings = [AxisRing(2, links << i) for i in range(pairs)][::-1] + rings
-    stride *= size
-  # Every device must be where these steps lead.
-  if stride != len(devices):
-    return whole
-  sizes = [ring.size for ring in rings]
-  places = np.stack(np.unravel_index(np.arange(stride), sizes), axis=-1)
-  strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-  hops = spots[strides] - spots[0]
-  return (
-    tuple(rings) if np.array_equal(spots, spots[0] + places @ hops) else whole
-  )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from collective_mm import float_trees
+from collective_mm.axis_rings import AxisRing
 from collective_mm.layer_stack import LayerStack
 from collective_mm.mesh import (
   AxisName,
@@ -20,7 +21,6 @@ from collective_mm.mesh import (
   device_kind,
   vary_over,
 )
-from collective_mm.placement import AxisRing
 from collective_mm.prefetch_checks import (
   check_microbatches,
   cut_dims,
@@ -92,7 +92,7 @@ def prefetch_scan(
       compiled with `gate.compiler_options(chip, prefetch=True)`.
     rings: the rings that the axis is made of, outermost first, or their sizes:
       (4, 4) for an axis that runs through a torus of 4 x 4 row by row, as
-      `placement.axis_rings(mesh, axis_name)` tells; one ring if not given.
+      `axis_rings.axis_rings(mesh, axis_name)` tells; one ring if not given.
 
   Returns:
     The last carry; `(carry, aux)`, each leaf of it `[L, ...]`, with `has_aux`.

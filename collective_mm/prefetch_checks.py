@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from collective_mm.axis_rings import AxisRing
 from collective_mm.mesh import AxisName, axis_size
-from collective_mm.placement import AxisRing
 from collective_mm.ring import Part
 
 

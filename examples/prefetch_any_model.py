@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     overlap_report,
     prefetch_scan,
   )
-  from collective_mm.placement import axis_rings
+  from collective_mm.axis_rings import axis_rings
   from profiling import topology
 
   try:

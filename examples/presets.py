@@ -37,6 +37,8 @@ class TrainConfig:
     max_bad_images: images that may be left out because they cannot be read.
     mesh: devices on the axes (data, model); None puts 8 CPU devices on (2, 4)
       and any others on data alone.
+    whole_dims: whether the model axis takes whole dims of a TPU slice, as
+      `collective_mm.make_mesh` says.
     layout: which dim of the activations the model axis shards.
     schedule: of the collective matmuls, or a pair (forward, backward).
     compute_dtype: of matmul operands; parameters stay in float32.
@@ -66,6 +68,7 @@ class TrainConfig:
   augment: Augment = _PAPERS
   max_bad_images: int = 10
   mesh: tuple[int, int] | None = None
+  whole_dims: bool = False
   layout: Literal["tokens", "features"] = "tokens"
   schedule: Schedule | tuple[Schedule, Schedule] = "auto"
   compute_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -62,7 +62,9 @@ def choose_mesh(config: TrainConfig) -> jax.sharding.Mesh:
     tutorial = jax.default_backend() == "cpu" and devices == 8
     shape = (2, 4) if tutorial else (devices, 1)
   with blame(f"--mesh={shape[0]},{shape[1]}"):
-    return make_mesh(data=shape[0], model=shape[1])
+    return make_mesh(
+      data=shape[0], model=shape[1], whole_dims=config.whole_dims
+    )
 
 
 def _check_fit(config, mesh):

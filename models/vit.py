@@ -23,8 +23,8 @@ from collective_mm import (
   matmul_reduce_scatter,
   prefetch_scan,
 )
+from collective_mm.axis_rings import axis_rings
 from collective_mm.mesh import all_gather, axis_size
-from collective_mm.placement import axis_rings
 from models.attention import attend, attention, can_fuse
 from models.norm import layer_norm, layer_norm_features, local_features
 from models.patches import patchify

@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
   add("--shape", help="of the op: tokens,width,features, over all devices")
   add("--topology", required=True, help="a slice, such as v4:8x8x16")
   add("--mesh", required=True, help="devices on data,model")
+  add(
+    "--whole_dims",
+    action="store_true",
+    help="lay the model axis along whole dims of the slice (make_mesh)",
+  )
   add("--batch", type=int, help="images a step, over all devices")
   add("--dump_dir", required=True, type=Path, help="folder to write into")
   add("--layout", default="tokens", help="tokens or features")
@@ -83,7 +88,9 @@ def _run(args: argparse.Namespace, argv: list[str]) -> None:
 
   versions = command.versions()
   chip = timed_chip(args.topology.partition(":")[0]).name
-  mesh = aot_programs.mesh_on(args.topology, *_numbers(args, "mesh", 2))
+  mesh = aot_programs.mesh_on(
+    args.topology, *_numbers(args, "mesh", 2), whole_dims=args.whole_dims
+  )
   what, program = _program(args, mesh)
   by_mode = args.baseline == "compiler"
   variants = _modes(args, chip) if by_mode else {"": _options(args, chip)}

@@ -35,13 +35,20 @@ class Program:
   tokens: int
 
 
-def mesh_on(slice_name: str, data: int, model: int) -> jax.sharding.Mesh:
+def mesh_on(
+  slice_name: str, data: int, model: int, *, whole_dims: bool = False
+) -> jax.sharding.Mesh:
   """A `data x model` mesh over all devices of the slice `slice_name`.
 
   Raises:
     ValueError: if there is no such slice, or the mesh does not fill it.
   """
-  return make_mesh(data=data, model=model, devices=topology.devices(slice_name))
+  return make_mesh(
+    data=data,
+    model=model,
+    devices=topology.devices(slice_name),
+    whole_dims=whole_dims,
+  )
 
 
 def vit_step(

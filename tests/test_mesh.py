@@ -10,6 +10,7 @@ from collective_mm.mesh import (
   vary_alike,
   varying_axes,
 )
+from profiling import topology
 
 
 def shard_map(f, mesh, in_specs, out_specs, **options):
@@ -27,6 +28,20 @@ def test_make_mesh_keeps_the_order_of_cpu_devices():
     devices[:4],
     devices[4:],
   ]
+
+
+@pytest.mark.tpu_compiler
+def test_make_mesh_of_whole_dims():
+  assert make_mesh(data=2, model=4, whole_dims=True) == make_mesh(
+    data=2, model=4
+  )
+  devices = topology.devices("v5e:8x8")
+  with pytest.raises(
+    ValueError,
+    match=r"model must be the chips of whole dims of every slice, times their "
+    r"cores, for whole_dims; slice 0 has 8x8x1 chips, got model=4$",
+  ):
+    make_mesh(data=16, model=4, devices=devices, whole_dims=True)
 
 
 def test_make_mesh_axes():

@@ -13,7 +13,6 @@ import pytest
 
 from collective_mm.mesh import make_mesh
 from collective_mm.placement import (
-  axis_rings,
   hops,
   longest_hop,
   ring_order,
@@ -161,6 +160,32 @@ def test_blocks_share_few_dims_and_hosts(name, model, block, shared):
     assert tuple(np.ptp(coords, axis=0) + 1) == block
     hosts = {d.process_index for d in ring}  # of 2x2x1 chips
     assert len(hosts) == shared
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  ("name", "model", "block", "longest"),
+  [
+    ("v5e:8x8", 8, (8, 1, 1), 2),  # an open line; it would be 4x2
+    ("v6e:2x4", 2, (2, 1, 1), 1),
+    ("v5p:4x4x4", 16, (4, 4, 1), 1),
+    ("v4:4x4x4", 1, (1, 1, 1), 0),
+    ("tpu7x:2x2x2", 4, (2, 1, 1), 1),
+  ],
+)
+def test_whole_dims_leave_the_data_axis_links_of_its_own(
+  name, model, block, longest
+):
+  devices = topology(name, **(MEGACORE if name.startswith("v4") else {}))
+  data = len(devices) // model
+  mesh = make_mesh(data=data, model=model, devices=devices, whole_dims=True)
+  coords = np.array([[d.coords for d in ring] for ring in mesh.devices])
+  assert (np.ptp(coords, axis=1) + 1 == block).all()
+  # Along a dim of the model axis the data axis does not move.
+  moves = np.ptp(coords, axis=0).max(axis=0)
+  assert not np.any(moves[np.array(block) > 1])
+  assert longest_hop(mesh, "model") == longest
+  check_lattice(mesh.devices)
 
 
 @pytest.mark.tpu_compiler
@@ -365,28 +390,3 @@ def test_devices_without_coordinates_are_grouped_by_process():
     [0, 2, 4, 6],
     [1, 3, 5, 7],
   ]
-
-
-@pytest.mark.parametrize(
-  ("name", "model", "rings"),
-  [
-    ("v4:4x4x4", 1, ((4, 1), (4, 1), (4, 1))),
-    ("v4:4x4x4", 2, ((4, 1), (4, 1), (2, 2))),
-    ("v4:4x4x4", 4, ((4, 1), (4, 1))),
-    ("v5e:8x8", 4, ((2, 4), (2, 2), (2, 4), (2, 2))),
-    ("v5e:16x16", 1, ((2, 8), (2, 4), (2, 2), (2, 1)) * 2),
-    ("v5e:16x16", 4, ((2, 8), (2, 4), (2, 2)) * 2),
-    ("v6e:16x16", 1, ((16, 1), (16, 1))),
-    ("v5e:2x4", 1, ((2, 2), (2, 1), (2, 1))),
-    ("v5e:2x4", 8, ((1, 1),)),
-  ],
-)
-def test_axis_rings_follow_the_torus(name, model, rings):
-  options = MEGACORE if name.startswith("v4") else {}
-  devices = topology(name, **options)
-  mesh = make_mesh(data=len(devices) // model, model=model, devices=devices)
-  assert axis_rings(mesh, "data") == rings
-
-
-def test_an_axis_off_the_torus_is_one_ring():
-  assert axis_rings(make_mesh(data=8, model=1), "data") == ((8, 1),)

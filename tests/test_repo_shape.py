@@ -22,6 +22,7 @@ FLOORS = ("collective_mm", "models", "profiling", "examples")
 ORDER = (
   "chips",
   "placement",
+  "axis_rings",
   "mesh",
   "pass_times",
   "decision",

@@ -22,7 +22,7 @@ from stack_cases import (
   some_x,
 )
 
-from collective_mm.placement import AxisRing
+from collective_mm.axis_rings import AxisRing
 
 P = jax.P
 
