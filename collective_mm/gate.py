@@ -50,9 +50,10 @@ _PREFETCH = {
 # Else libtpu 0.0.50.1 takes the steps of a ring to be longer than they are, and
 # starts a send on v5p and v6e right before it waits for it.
 _SHORT_STEPS = {"xla_lhs_output_fusion_latency_multiplier": "0.1"}
-# Where v5e has few images a gather takes most of a layer, whose products, in
-# chunks, are shorter than it thinks.
+# On v5e products carry gathers, and are slower for it. Few do if they look
+# short to the compiler; in a layer hardly longer than its gathers many must.
 _SHORT_PRODUCTS = {"xla_lhs_output_fusion_latency_multiplier": "0.2"}
+_LONG_PRODUCTS = {"xla_lhs_output_fusion_latency_multiplier": "1"}
 # SparseCores gather beside products, which are slower if they carry a gather.
 _OFFLOAD = {
   _FUSED_GATHERS: "false",
@@ -64,7 +65,9 @@ _OFFLOAD = {
 }
 
 
-def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
+def compiler_options(
+  chip: str, *, prefetch: bool = False, whole_dims: bool = False
+) -> dict[str, str]:
   """The compiler options under which sends and gathers hide best on `chip`.
 
   They make the TPU compiler's all-gathers asynchronous and its order of sends
@@ -77,6 +80,8 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
       layers to hide behind; its gathers are left to the SparseCores where
       `offloads_gathers` is true. A program of small ops alone is faster
       without.
+    whole_dims: for a `prefetch_scan` on a mesh of `make_mesh(whole_dims=True)`,
+      whose layers are hardly longer than their gathers.
 
   Returns:
     Options for `jax.jit(...).lower(...).compile(compiler_options=...)`, and for
@@ -97,7 +102,8 @@ def compiler_options(chip: str, *, prefetch: bool = False) -> dict[str, str]:
     options |= _SHORT_STEPS
   if prefetch:
     options |= _PREFETCH | (_OFFLOAD if offloads_gathers(chip) else {})
-    options |= _SHORT_PRODUCTS if name == "v5e" else {}
+    if name == "v5e":
+      options |= _LONG_PRODUCTS if whole_dims else _SHORT_PRODUCTS
   return options
 
 

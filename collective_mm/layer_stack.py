@@ -123,7 +123,8 @@ class LayerStack:
     others = self._added(others, arrived)
     arrived, dcarry = float_trees.barrier((self._sent(others, 1), dcarry))
     others = self._added(others, arrived, 1)
-    for k, grads in enumerate(others):
+    # The last of them is ready first, and what is stored waits for the others.
+    for k, grads in reversed([*enumerate(others)]):
       dparams = store(dparams, self._all_stages(k + 2, grads), k + 1)
     grads = self._all_stages(0, self._packed(dweights))
     dparams = store(dparams, grads, 0)

@@ -179,7 +179,9 @@ class Setup:
         **options,
       )
       self.train = step.lower(state, batch).compile(
-        compiler_options=gate.compiler_options(kind, prefetch=True)
+        compiler_options=gate.compiler_options(
+          kind, prefetch=True, whole_dims=config.whole_dims
+        )
       )
     evaluate = train_step.make_eval_step(config.model, self.mesh, **options)
     self._evaluate = evaluate.lower(state.params, batch).compile()

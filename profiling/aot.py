@@ -219,7 +219,9 @@ def _options(args: argparse.Namespace, chip: str) -> dict[str, str]:
 
   if args.chip_options == "none":
     return {}
-  options = gate.compiler_options(chip, prefetch=args.model is not None)
+  options = gate.compiler_options(
+    chip, prefetch=args.model is not None, whole_dims=args.whole_dims
+  )
   return options | command.chip_options(args.chip_options)
 
 

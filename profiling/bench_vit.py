@@ -49,6 +49,9 @@ _BATCH = flags.DEFINE_integer(
 _MESH = flags.DEFINE_list(
   "mesh", None, "devices on data,model; model up to 4 if not given"
 )
+_WHOLE_DIMS = flags.DEFINE_bool(
+  "whole_dims", False, "lay the model axis along whole dims (make_mesh)"
+)
 _LAYOUT = flags.DEFINE_enum(
   "layout", "tokens", ["tokens", "features"], "dim that the model axis shards"
 )
@@ -147,7 +150,7 @@ def _problem():
   count = jax.device_count()
   model = math.gcd(4, count, cfg.heads, cfg.mlp)
   data, model = _mesh_sizes() or (count // model, model)
-  mesh = make_mesh(data=data, model=model)
+  mesh = make_mesh(data=data, model=model, whole_dims=_WHOLE_DIMS.value)
   batch = _BATCH.value or 4 * mesh.size
   if "linen" in _TWINS.value and mesh.size > 1:
     raise ValueError(f"--twins=linen is for one device, got {mesh.size}")
@@ -155,6 +158,7 @@ def _problem():
   return Problem(
     cfg=cfg,
     mesh=mesh,
+    whole_dims=_WHOLE_DIMS.value,
     batch=batch,
     layout=_LAYOUT.value,
     compute_dtype=_DTYPE.value,
@@ -259,6 +263,7 @@ def _record(problem, name: str, time, device_s: float | None) -> dict:
     "batch": problem.batch,
     "tokens": problem.tokens,
     "mesh": dict(problem.mesh.shape),
+    "whole_dims": problem.whole_dims,
     "layout": problem.layout,
     "dtype": problem.compute_dtype,
     "remat": problem.remat,

@@ -35,6 +35,7 @@ class Problem:
     cfg: the model.
     mesh: with the axes "data" and "model".
     batch: images, over all devices.
+    whole_dims: whether the mesh has them, as `make_mesh` says.
     layout: "tokens" or "features"; see `models.vit`.
     compute_dtype: of matmul operands and of the tokens between blocks.
     remat: recompute each block in backward.
@@ -47,6 +48,7 @@ class Problem:
   cfg: ViTConfig
   mesh: jax.sharding.Mesh
   batch: int
+  whole_dims: bool = False
   layout: str = "tokens"
   compute_dtype: str = "float32"
   remat: bool = False
@@ -143,7 +145,11 @@ class Methods:
 
   def _call(self, name: str, step):
     kind = self.problem.mesh.devices.flat[0].device_kind
-    options = {} if name in _BARE else compiler_options(kind, prefetch=True)
+    options = {}
+    if name not in _BARE:
+      options = compiler_options(
+        kind, prefetch=True, whole_dims=self.problem.whole_dims
+      )
 
     @functools.cache
     def compiled():

@@ -200,6 +200,10 @@ def test_the_blocks_alone(tiny, tmp_path, capsys):
   )
   capsys.readouterr()
   folder = str(tmp_path)
+  # A mesh of other slices' dims is refused before anything is compiled.
+  given = flags(folder, TINY, topology="v5e:4x4", mesh="8,2")
+  assert aot.main([*given, "--whole_dims"]) == 2
+  assert "slice 0 has 4x4x1 chips, got model=2" in capsys.readouterr().err
   for given in (flags(folder, TINY, baseline="compiler"), flags(folder, OP)):
     assert aot.main([*given, "--blocks"]) == 2
     assert "--blocks must not be given beside" in capsys.readouterr().err

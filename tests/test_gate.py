@@ -359,7 +359,10 @@ def test_options_are_for_tpus():
     more = gate.compiler_options(chip, prefetch=True)
     assert options.keys() < more.keys()
     latency = "xla_lhs_output_fusion_latency_multiplier"
-    assert more.pop(latency) == ("0.2" if "lite" in chip else "0.5")
+    early = gate.compiler_options(chip, prefetch=True, whole_dims=True)
+    multipliers = more.pop(latency), early.pop(latency)
+    assert multipliers == (("0.2", "1") if "lite" in chip else ("0.5", "0.5"))
+    assert more == early
     assert set(more.values()) == {"true", "128", "ENABLED", "0.5"}
 
 
