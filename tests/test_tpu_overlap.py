@@ -7,7 +7,7 @@ asked of one compiled program is asked in one test: a compilation takes longest.
 import pytest
 
 from collective_mm import gate, hlo, hlo_flow, overlap_report
-from profiling import matmul_methods, simulate_matmul
+from profiling import aot_programs, matmul_methods, simulate_matmul
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -35,7 +35,7 @@ CASES = [
 ]
 
 
-def compile_op(op, method, chip, tokens, width, features):
+def compile_op(op, method, chip, tokens, width, features, mesh=None):
   pytest.importorskip("libtpu")
   problem = matmul_methods.Problem(
     op=op,
@@ -43,7 +43,7 @@ def compile_op(op, method, chip, tokens, width, features):
     width=width,
     features=features,
     dtype="bfloat16",
-    mesh=simulate_matmul.Simulator(chip).mesh,
+    mesh=mesh or simulate_matmul.Simulator(chip).mesh,
   )
   lowered = matmul_methods.program(problem, method).lower()
   return lowered.compile(compiler_options=gate.compiler_options(chip))
@@ -139,3 +139,13 @@ def test_a_gather_left_to_the_compiler_is_asynchronous(
   assert permutes == {"collective-permute"}
   assert report.faults == ()
   report.assert_overlapped(min_hidden=0.95)
+
+
+@pytest.mark.parametrize("op", matmul_methods.OPS)
+def test_a_ring_along_an_open_line_hides_too(op):
+  # Shifts of two hops, on links that carry both ways round.
+  mesh = aot_programs.mesh_on("v5e:4x4", 4, 4, whole_dims=True)
+  compiled = compile_op(op, "two_way", "v5e", 16384, *VIT, mesh)
+  report = overlap_report(compiled)
+  assert {c.kind for c in report.collectives} == {"collective-permute"}
+  assert min(c.hidden for c in report.collectives) > 0.95
