@@ -362,3 +362,34 @@ def test_an_axis_may_be_two():
   for params in zip(*(dense_params()[name] for name in specs), strict=True):
     want = dense(dict(zip(specs, params, strict=True)), want)
   assert_equal(got, want)
+
+
+def test_a_layer_may_draw_again_in_backward():
+  @jax.checkpoint  # keeps the key, which is no number
+  def layer(params, y, key):
+    kept = jax.random.bernoulli(key, 0.5, y.shape)
+    return jnp.where(kept, dense(params, y), y)
+
+  def gradients(distance):
+    def loss(params, x):
+      y = prefetch_scan(
+        layer,
+        x,
+        params,
+        specs=DENSE_SPECS,
+        xs=jax.random.split(jax.random.key(3), LENGTH),
+        distance=distance,
+        gather_dtype=None,
+        backend="ring",
+      )
+      return lax.psum((y**2).sum(), "data")
+
+    mapped = jax.shard_map(
+      jax.grad(loss),
+      mesh=mesh(),
+      in_specs=(DENSE_SPECS, P("data")),
+      out_specs=DENSE_SPECS,
+    )
+    return jax.jit(mapped)(dense_params(), some_x())
+
+  jax.tree.map(assert_equal, gradients(1), gradients(0))
