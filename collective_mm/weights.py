@@ -91,11 +91,12 @@ class Wire:
     nbytes = self._nbytes(whole)
     order = sorted(self.groups, key=nbytes.get, reverse=True)
     # One travels at a time: the large ones first, as the compiler finds the
-    # least to hide the last ones behind (docs/prefetch.md).
-    for group in order:
+    # least to hide the last ones behind (docs/prefetch.md). The largest go in
+    # turns, smaller ones of a size as it likes.
+    for n, group in enumerate(order):
       rows = [whole[i] for i in group]
-      larger = [g[0] for g in order if nbytes[g] > nbytes[group]]
-      for i in larger[-1:]:
+      larger = [g for g in order[:n] if nbytes[g] > nbytes[group]]
+      for i, *_ in (larger or order[:n])[-1:]:
         rows, [whole[i]] = float_trees.barrier((rows, [whole[i]]))
       for i, y in zip(group, self._gather_group(group, rows), strict=True):
         whole[i] = y
