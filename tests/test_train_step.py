@@ -172,8 +172,9 @@ def test_fifty_steps_equal_the_twins(mesh, options):
   # Softmax is blind to it, so Adam divides rounding errors by each other.
   got, want = (copy.deepcopy(tree) for tree in (got, want))
   del got["pool"]["k"]["bias"], want["pool"]["k"]["bias"]
-  # Parameters are of order one, and moved by up to 50 times 0.01.
-  assert_close(got, want, atol=5e-6)
+  # Parameters are of order one, and moved by up to 50 times 0.01, each time by
+  # a quotient of gradients: 80 units in the last place.
+  assert_close(got, want, atol=1e-5)
 
 
 @pytest.mark.long
