@@ -22,6 +22,21 @@ def axis_rings(mesh: Any, axis_name: str) -> tuple[AxisRing, ...]:
   within a ring of four, sizes (4, 8). A run of 2^n chips that does not close,
   or of more than four v5e, is n times pairs: the TPU compiler makes sends along
   it block, but for swaps. An axis off such a lattice is one ring.
+
+  Args:
+    mesh: a mesh; devices without coordinates (CPU, GPU) make one ring.
+    axis_name: one of its axes.
+
+  Returns:
+    The rings, whose sizes multiply to that of the axis; for `prefetch_scan`.
+
+  Raises:
+    ValueError: if the mesh lacks the axis.
+
+  Example (eight devices):
+    >>> from collective_mm import make_mesh
+    >>> axis_rings(make_mesh(data=8, model=1), "data")
+    (AxisRing(size=8, hops=1),)
   """
   grid = np.moveaxis(mesh.devices, mesh.axis_names.index(axis_name), 0)
   devices = grid.reshape(len(grid), -1)[:, 0]

@@ -4,7 +4,8 @@ The chips of a TPU slice fill a box of two or three dims; links join chips that
 differ by one in one dim, and in some slices the ends of a dim (it *wraps*). We
 cut the box into equal blocks and lay one model ring in each, along a
 Hamiltonian cycle of the block: then every shift of the ring takes one hop, and
-over a link of its own.
+over a link of its own. On request blocks are of whole dims: the data axis then
+has the others to itself, but along an open line a shift takes two hops.
 """
 
 import dataclasses
